@@ -1,0 +1,164 @@
+"""Raw bytes to arrays: what a graph cannot hold, written once for training and serving.
+
+Data preparation and the server both call `decode` with the decoder recorded beside the data, so a
+picture is brought to the model's size in one way only. A decoder is data (it travels in the
+bundle's manifest); `DECODERS` maps its `kind` to the function that carries it out.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+MAX_PIXELS = 50_000_000
+"""Largest picture that is decoded, in pixels: a small file can unfold to gigabytes."""
+
+PICTURE_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "PPM")
+
+
+class DecodeError(ValueError):
+    """The bytes are not what the model reads: the sender's fault, and the message says why."""
+
+
+class Fit(BaseModel):
+    """How a picture of another size is brought to the model's."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    fit: Literal["pad", "stretch", "crop"] = Field(
+        "pad", description="how another aspect ratio is met: pad with background, stretch, or crop"
+    )
+    filter: Literal["nearest", "box", "bilinear", "bicubic", "lanczos"] = "bilinear"
+    trim: bool = Field(False, description="cut away the empty border before fitting")
+    margin: int = Field(0, ge=0, description="pixels of background kept around, after fitting")
+
+
+class ImageDecoder(Fit):
+    """How a picture file becomes `uint8 [height, width, channels]`, 0-255.
+
+    A picture that already has the model's size and mode passes through untouched. Any other is
+    turned upright (EXIF), laid on the background, converted to grey or RGB, optionally trimmed to
+    what is drawn, fitted, and resized with `filter`. The background is black (0), as in the
+    training pictures; `invert` at the call says that the picture at hand is dark on light.
+    """
+
+    kind: Literal["image"] = "image"
+    height: int = Field(gt=0, le=16384, description="pixels")
+    width: int = Field(gt=0, le=16384, description="pixels")
+    channels: Literal[1, 3] = 1
+
+
+Decoder = ImageDecoder
+"""Every kind of decoder; sound and text join here as a union told apart by `kind`."""
+
+
+def decode(decoder: Decoder, payload: bytes, *, invert: bool = False) -> np.ndarray:
+    """One file's bytes to one row of the model's input, without the batch axis.
+
+    Raises `DecodeError` where the bytes are no file the decoder reads.
+    """
+    return DECODERS[decoder.kind](decoder, payload, invert)
+
+
+def encode(decoder: Decoder, row: np.ndarray) -> tuple[str, bytes]:
+    """One row back to a file that `decode` returns unchanged: (suffix, bytes)."""
+    return ENCODERS[decoder.kind](row)
+
+
+def looks_inverted(decoder: Decoder, payload: bytes) -> bool:
+    """Whether a picture seems dark on light although the model learned light on dark.
+
+    Judged by its border, which is background in what the model was taught. A guess for a hint,
+    never acted on.
+    """
+    row = decode(decoder.model_copy(update={"trim": False, "margin": 0}), payload)
+    border = np.concatenate([row[0].ravel(), row[-1].ravel(), row[:, 0].ravel(), row[:, -1].ravel()])
+    return bool(np.median(border) > 127)
+
+
+def _decode_image(decoder: ImageDecoder, payload: bytes, invert: bool) -> np.ndarray:
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(io.BytesIO(payload), formats=PICTURE_FORMATS) as file:
+            if file.width * file.height > MAX_PIXELS:
+                raise DecodeError(
+                    f"picture of {file.width}x{file.height} pixels; at most {MAX_PIXELS} are decoded"
+                )
+            if getattr(file, "n_frames", 1) > 1:
+                raise DecodeError(f"picture with {file.n_frames} frames; expected one still picture")
+            file.load()
+            picture = ImageOps.exif_transpose(file)
+    except DecodeError:
+        raise
+    except Exception as error:  # Pillow's plug-ins raise whatever a damaged file makes them raise
+        raise DecodeError(f"not a readable picture ({', '.join(PICTURE_FORMATS)}): {error}") from error
+
+    picture = _flatten(picture, "L" if decoder.channels == 1 else "RGB", background=255 * invert)
+    if invert:
+        picture = ImageOps.invert(picture)
+    if picture.size != (decoder.width, decoder.height):
+        picture = _fit(picture, decoder)
+    return np.asarray(picture, np.uint8).reshape(decoder.height, decoder.width, decoder.channels)
+
+
+def _flatten(picture, mode: str, background: int):
+    """To 8-bit grey or RGB; transparent parts show the background."""
+    from PIL import Image
+
+    if picture.mode.startswith("I") or picture.mode == "F":
+        wide = np.asarray(picture, np.float64)
+        if wide.size and (wide.min() < 0 or wide.max() > 65535):
+            raise DecodeError("picture with samples outside 16 bits")
+        return Image.fromarray(np.round(wide / 257).astype(np.uint8)).convert(mode)
+    if "A" in picture.getbands() or "transparency" in picture.info:
+        layer = picture.convert("RGBA")
+        picture = Image.new("RGBA", layer.size, (background,) * 3 + (255,))
+        picture.alpha_composite(layer)
+    return picture if picture.mode == mode else picture.convert(mode)
+
+
+def _fit(picture, decoder: ImageDecoder):
+    from PIL import Image, ImageOps
+
+    if decoder.trim:
+        # What is drawn stands out of the background by more than a tenth of the range.
+        drawn = picture.convert("L").point(lambda level: 255 * (level > 25)).getbbox()
+        picture = picture.crop(drawn) if drawn else picture
+    room = (
+        max(1, decoder.width - 2 * decoder.margin),
+        max(1, decoder.height - 2 * decoder.margin),
+    )
+    method = Image.Resampling[decoder.filter.upper()]
+    if decoder.fit == "stretch":
+        picture = picture.resize(room, method)
+    elif decoder.fit == "crop":
+        picture = ImageOps.fit(picture, room, method)
+    else:
+        # Padded before it is resized: the exact fraction of a pixel at the edge then survives.
+        side = max(picture.width / room[0], picture.height / room[1])
+        canvas = (max(1, round(room[0] * side)), max(1, round(room[1] * side)))
+        padded = Image.new(picture.mode, canvas)
+        padded.paste(picture, ((canvas[0] - picture.width) // 2, (canvas[1] - picture.height) // 2))
+        picture = padded.resize(room, method)
+    if room == (decoder.width, decoder.height):
+        return picture
+    framed = Image.new(picture.mode, (decoder.width, decoder.height))
+    framed.paste(picture, (decoder.margin, decoder.margin))
+    return framed
+
+
+def _encode_image(row: np.ndarray) -> tuple[str, bytes]:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(row[:, :, 0] if row.shape[2] == 1 else row).save(buffer, "PNG")
+    return ".png", buffer.getvalue()
+
+
+DECODERS: dict[str, Callable[[Decoder, bytes, bool], np.ndarray]] = {"image": _decode_image}
+ENCODERS: dict[str, Callable[[np.ndarray], tuple[str, bytes]]] = {"image": _encode_image}

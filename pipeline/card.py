@@ -1,0 +1,98 @@
+"""The model card: what the bundle is, in words, from facts the pipeline holds.
+
+After Mitchell et al., "Model Cards for Model Reporting" (2019). A fact that is missing fails the
+export rather than leaving a blank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.bundle.manifest import Input, Output, Parity
+from pipeline.export import ExportError
+from pipeline.prepared import Manifest, digest
+
+
+def card(
+    name: str,
+    data: Manifest,
+    outputs: tuple[Output, ...],
+    experiment: Mapping[str, Any],
+    scores: Mapping[str, float],
+    parity: Parity,
+    versions: Mapping[str, str],
+) -> str:
+    """The card as Markdown. Raises `ExportError` naming a fact that is missing."""
+    for fact in ("title", "licence"):
+        if not data.source.get(fact):
+            raise ExportError(f"model card: the data set {data.name!r} does not state its {fact}")
+    model, train = experiment["model"], experiment["train"]
+    return "\n".join(
+        [
+            f"# {name}",
+            "",
+            f"A `{model['name']}` for {experiment['task']['name']}, trained on `{data.name}`.",
+            "",
+            "## Inputs and outputs",
+            "",
+            *(_tensor(tensor) for tensor in (*data.inputs, *outputs)),
+            "",
+            f"Labels: {', '.join(data.labels)}.",
+            "",
+            "Preprocessing and softmax are in the graph: send raw values in the units above.",
+            "",
+            "## Data",
+            "",
+            f"- Source: {data.source['title']}",
+            f"- Licence: {data.source['licence']}",
+            "- Rows: " + ", ".join(f"{count} {part}" for part, count in data.rows.items()),
+            f"- Rows that repeat another (kept in one split): {data.identical_rows}",
+            f"- Digest: `{digest(data)}`",
+            "",
+            "## Results on the test split",
+            "",
+            "| metric | value |",
+            "| --- | --- |",
+            *(f"| {metric.replace('_', ' ')} | {value:.6g} |" for metric, value in scores.items()),
+            "",
+            "## Proof",
+            "",
+            f"ONNX Runtime against torch over {parity.rows} test rows: "
+            + ", ".join(
+                f"largest difference of {output} {value:.2g} (allowed {parity.tolerance[output]:.2g})"
+                for output, value in parity.max_abs_difference.items()
+            )
+            + (
+                f"; the same label on {parity.argmax_agreement:.0%} of the rows that are no ties "
+                f"({parity.ties} ties)."
+                if parity.argmax_agreement is not None
+                else "."
+            ),
+            "",
+            "## Training",
+            "",
+            f"- Model: {_settings(model)}",
+            f"- Training: {_settings(train)}",
+            "- Versions: " + ", ".join(f"{package} {version}" for package, version in versions.items()),
+            "",
+            "## Limits",
+            "",
+            "The figures hold for data like the test split. Nothing here measures how the model does "
+            "on other sources, on deliberately altered inputs, or across groups of people.",
+            "",
+        ]
+    )
+
+
+def _tensor(tensor: Input | Output) -> str:
+    shape = ", ".join(str(n) for n in tensor.shape)
+    side = "in" if isinstance(tensor, Input) else "out"
+    return f"- {side} `{tensor.name}`: {tensor.dtype} `[{shape}]`, {tensor.units}"
+
+
+def _settings(values: Mapping[str, Any]) -> str:
+    flat = []
+    for key, value in values.items():
+        flat.append(f"{key} ({_settings(value)})" if isinstance(value, Mapping) else f"{key} {value}")
+    return ", ".join(flat)

@@ -1,0 +1,65 @@
+"""Strict configuration: every setting typed beside its owner, errors that carry the YAML path."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+
+class ConfigError(ValueError):
+    """Settings that cannot be used; each line is `path.to.key: what is wrong`."""
+
+
+class Section(BaseModel):
+    """Base of every settings class: frozen, unknown keys refused, numbers finite."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+SectionType = TypeVar("SectionType", bound=Section)
+
+
+def build(section: type[SectionType], values: Any, path: str) -> SectionType:
+    """Validate `values` (plain YAML data) as a `section` found at `path`.
+
+    Raises `ConfigError` with one line for each mistake.
+    """
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{path}: expected a mapping of settings, got {values!r}")
+    try:
+        return section.model_validate(dict(values))
+    except ValidationError as error:
+        raise ConfigError("\n".join(_line(section, path, e) for e in error.errors())) from None
+
+
+def suggestion(wrong: str, known: list[str]) -> str:
+    """`, did you mean 'lr'?` where a known name is near, else the known names."""
+    near = difflib.get_close_matches(wrong, known, n=1)
+    return f", did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(known))}"
+
+
+def _line(section: type[Section], path: str, error: Any) -> str:
+    place = ".".join([path, *(str(step) for step in error["loc"])])
+    if error["type"] == "extra_forbidden":
+        known = list(_section_at(section, error["loc"][:-1]).model_fields)
+        return f"{place}: unknown key{suggestion(str(error['loc'][-1]), known)}"
+    if error["type"] == "missing":
+        return f"{place}: missing"
+    message = error["msg"].removeprefix("Value error, ")
+    message = message.removeprefix("Input should be ")
+    got = "" if isinstance(error["input"], Mapping) else f", got {error['input']!r}"
+    return f"{place}: {'' if error['type'] == 'value_error' else 'expected '}{message}{got}"
+
+
+def _section_at(section: type[BaseModel], steps: tuple[Any, ...]) -> type[BaseModel]:
+    """The class of the nested section that `steps` lead to."""
+    for step in steps:
+        field = section.model_fields.get(str(step))
+        if field is None or not isinstance(field.annotation, type):
+            break
+        if issubclass(field.annotation, BaseModel):
+            section = field.annotation
+    return section

@@ -1,0 +1,1 @@
+"""Data sets, one per file: `Config` and `load(config, root) -> RawData`."""

@@ -1,0 +1,135 @@
+"""Pictures in the four idx files of the MNIST family, from a folder or by URL.
+
+The format (LeCun, Cortes, Burges): two zero bytes, a type byte (8: uint8), the number of axes, the
+length of each axis as big-endian uint32, then the data. Files may be gzipped.
+"""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from pathlib import Path
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from pipeline.bundle.decode import Fit, ImageDecoder
+from pipeline.bundle.manifest import Input
+from pipeline.config import Section
+from pipeline.prepared import DataError, RawData, Split
+
+FILES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
+
+
+class Config(Section):
+    """`path` is the folder of the four files. With `url`, they are fetched from there instead
+    (`url` + '/' + file name) and checked against `sha256`; `path` then names any tracked file."""
+
+    name: str
+    path: str
+    url: str | None = None
+    sha256: dict[str, str] = Field({}, description="file name as fetched -> SHA-256; needed with url")
+    labels: tuple[str, ...] = tuple("0123456789")
+    fit: Fit = Fit()
+    title: str = Field(description="what the data is, for the model card")
+    licence: str = Field(description="under what terms it may be used, for the model card")
+    split: Split = Split()
+
+    @model_validator(mode="after")
+    def _checksums(self) -> Config:
+        if self.url is not None:
+            missing = [n for n in FILES if n not in self.sha256 and f"{n}.gz" not in self.sha256]
+            if missing:
+                raise ValueError(f"with 'url', 'sha256' must list {missing[0]} or {missing[0]}.gz")
+        return self
+
+
+def load(config: Config, root: Path) -> RawData:
+    """Both parts together, the second marked as the given test set.
+
+    `image` is uint8 `[rows, height, width, 1]`. Raises `DataError` naming the file.
+    """
+    files = _fetch(config) if config.url else _find(root / config.path)
+    train, test = read(files[0], axes=3), read(files[2], axes=3)
+    train_label, test_label = read(files[1], axes=1), read(files[3], axes=1)
+    for images, labels, at in ((train, train_label, 0), (test, test_label, 2)):
+        if len(images) != len(labels):
+            raise DataError(
+                f"{files[at]}: {len(images)} pictures, but {files[at + 1]}: {len(labels)} labels"
+            )
+    if train.shape[1:] != test.shape[1:]:
+        raise DataError(f"{files[2]}: pictures of {test.shape[1:]}, but training has {train.shape[1:]}")
+    height, width = train.shape[1:]
+    decoder = ImageDecoder(height=height, width=width, channels=1, **config.fit.model_dump())
+    return RawData(
+        inputs=(
+            Input(
+                name="image",
+                dtype="uint8",
+                shape=("batch", height, width, 1),
+                decoder=decoder,
+                units="grey level 0-255",
+            ),
+        ),
+        arrays={"image": np.concatenate([train, test])[..., None]},
+        target=np.concatenate([train_label, test_label]).astype(np.int64),
+        labels=config.labels,
+        given_test=np.arange(len(train) + len(test)) >= len(train),
+        source={"title": config.title, "licence": config.licence},
+    )
+
+
+def read(path: Path, axes: int) -> np.ndarray:
+    """One idx file as uint8 with `axes` axes. Raises `DataError` for anything else."""
+    try:
+        payload = path.read_bytes()
+        if payload[:2] == b"\x1f\x8b":
+            payload = gzip.decompress(payload)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+    if len(payload) < 4 or payload[:3] != b"\0\0\x08":
+        raise DataError(f"{path}: not an idx file of unsigned bytes (first bytes {payload[:4].hex()})")
+    if payload[3] != axes:
+        raise DataError(f"{path}: expected {axes} axes, got {payload[3]}")
+    start = 4 + 4 * axes
+    shape = tuple(int(n) for n in np.frombuffer(payload[4:start].ljust(4 * axes, b"\0"), ">u4"))
+    expected = start + int(np.prod(shape, dtype=np.uint64))
+    if len(payload) != expected:
+        raise DataError(f"{path}: {shape} takes {expected} bytes, got {len(payload)}: cut short or damaged")
+    return np.frombuffer(payload, np.uint8, offset=start).reshape(shape)
+
+
+def _find(folder: Path) -> list[Path]:
+    found = []
+    for name in FILES:
+        near = [folder / name, folder / f"{name}.gz"]
+        path = next((p for p in near if p.is_file()), None)
+        if path is None:
+            raise DataError(f"{folder}: expected {name} or {name}.gz; found neither")
+        found.append(path)
+    return found
+
+
+def _fetch(config: Config) -> list[Path]:
+    import pooch
+
+    assert config.url is not None
+    found = []
+    for name in FILES:
+        remote = name if name in config.sha256 else f"{name}.gz"
+        try:
+            local = pooch.retrieve(
+                url=f"{config.url.rstrip('/')}/{remote}",
+                known_hash=f"sha256:{config.sha256[remote]}",
+                path=pooch.os_cache("slipway"),
+                progressbar=True,
+            )
+        except (ValueError, OSError) as error:
+            raise DataError(f"{config.url}/{remote}: {error}") from error
+        found.append(Path(local))
+    return found

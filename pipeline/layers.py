@@ -1,0 +1,52 @@
+"""What architectures share: activations and initialisations by name. Torch wakes on use."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Activation = Literal["relu", "leaky_relu", "gelu", "silu", "elu", "tanh", "sigmoid"]
+Initialisation = Literal["default", "kaiming", "xavier", "orthogonal"]
+
+
+def activation(name: Activation) -> nn.Module:
+    """A fresh activation module."""
+    from torch import nn
+
+    modules: dict[str, type[nn.Module]] = {
+        "relu": nn.ReLU,
+        "leaky_relu": nn.LeakyReLU,
+        "gelu": nn.GELU,
+        "silu": nn.SiLU,
+        "elu": nn.ELU,
+        "tanh": nn.Tanh,
+        "sigmoid": nn.Sigmoid,
+    }
+    return modules[name]()
+
+
+def initialise(body: nn.Module, how: Initialisation, nonlinearity: Activation) -> nn.Module:
+    """Draw the weight matrices and kernels anew in place; biases start at 0. Returns `body`.
+
+    `default` keeps torch's own. kaiming: He et al. 2015; xavier: Glorot and Bengio 2010;
+    orthogonal: Saxe et al. 2014.
+    """
+    from torch import nn
+
+    if how == "default":
+        return body
+    gain = nn.init.calculate_gain(nonlinearity if nonlinearity in ("tanh", "sigmoid") else "relu")
+    for module in body.modules():
+        if not isinstance(module, (nn.Linear, nn.Conv2d)):
+            continue
+        if how == "kaiming":
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        elif how == "xavier":
+            nn.init.xavier_uniform_(module.weight, gain)
+        else:
+            nn.init.orthogonal_(module.weight, gain)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    return body

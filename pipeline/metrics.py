@@ -1,0 +1,128 @@
+"""Metrics of a classifier: numpy in, float out. A metric is one function; experiments name it.
+
+Each takes `probabilities` float `[rows, classes]` and `target` int64 `[rows]`. `@metric` says
+which way is better and how nearly two runtimes must agree on it: a metric that only counts rows
+must be equal, a smooth one close, a binned one within the weight of one row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from pipeline.config import ConfigError, suggestion
+
+CALIBRATION_BINS = 15
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A function with what else must be known of it."""
+
+    function: Callable[[np.ndarray, np.ndarray], float]
+    better: Literal["higher", "lower"]
+    agreement: Literal["equal", "close", "one row"]
+
+    def __call__(self, probabilities: np.ndarray, target: np.ndarray) -> float:
+        return self.function(probabilities, target)
+
+    def tolerance(self, rows: int) -> float:
+        """How far two runtimes may lie apart over `rows` rows."""
+        return {"equal": 0.0, "close": 1e-6, "one row": 1 / rows}[self.agreement]
+
+
+METRICS: dict[str, Metric] = {}
+
+
+def metric(better: Literal["higher", "lower"], agreement: Literal["equal", "close", "one row"]):
+    """Enter a function under its own name."""
+
+    def enter(function: Callable[[np.ndarray, np.ndarray], float]):
+        METRICS[function.__name__] = Metric(function, better, agreement)
+        return function
+
+    return enter
+
+
+@metric(better="higher", agreement="equal")
+def accuracy(probabilities: np.ndarray, target: np.ndarray) -> float:
+    """Share of rows whose likeliest class is the target."""
+    return float((probabilities.argmax(1) == target).mean())
+
+
+@metric(better="higher", agreement="equal")
+def balanced_accuracy(probabilities: np.ndarray, target: np.ndarray) -> float:
+    """Mean over the classes of the share of their rows found (recall)."""
+    matrix = confusion(probabilities, target)
+    present = matrix.sum(1) > 0
+    return float((matrix.diagonal()[present] / matrix.sum(1)[present]).mean())
+
+
+@metric(better="higher", agreement="equal")
+def macro_f1(probabilities: np.ndarray, target: np.ndarray) -> float:
+    """Mean over the classes of F1, the harmonic mean of precision and recall."""
+    matrix = confusion(probabilities, target)
+    either = matrix.sum(0) + matrix.sum(1)
+    return float((2 * matrix.diagonal() / np.maximum(either, 1))[either > 0].mean())
+
+
+@metric(better="lower", agreement="close")
+def log_loss(probabilities: np.ndarray, target: np.ndarray) -> float:
+    """Mean negative log probability of the target, in nats; clipped at 1e-12."""
+    chosen = probabilities[np.arange(len(target)), target].astype(np.float64)
+    return float(-np.log(np.clip(chosen, 1e-12, 1)).mean())
+
+
+@metric(better="lower", agreement="one row")
+def calibration_error(probabilities: np.ndarray, target: np.ndarray) -> float:
+    """Expected calibration error (Naeini et al., 2015): |accuracy - confidence| over 15 equal bins."""
+    return float(
+        sum(weight * abs(right - sure) for weight, sure, right in reliability(probabilities, target))
+    )
+
+
+def check_names(names: Iterable[str], path: str) -> None:
+    """Raise `ConfigError` for a metric that this file does not have; `path` is where it was named."""
+    for name in names:
+        if name not in METRICS:
+            raise ConfigError(f"{path}: no metric named {name!r}{suggestion(name, list(METRICS))}")
+
+
+def confusion(probabilities: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Counts int64 `[classes, classes]`: row is the actual class, column the predicted."""
+    classes = probabilities.shape[1]
+    pairs = target * classes + probabilities.argmax(1)
+    return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
+
+
+def reliability(probabilities: np.ndarray, target: np.ndarray) -> list[tuple[float, float, float]]:
+    """By bin of confidence: (share of rows, mean confidence, accuracy); empty bins left out."""
+    sure = probabilities.max(1).astype(np.float64)
+    right = probabilities.argmax(1) == target
+    bins = np.minimum((sure * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    return [
+        (float(inside.mean()), float(sure[inside].mean()), float(right[inside].mean()))
+        for b in range(CALIBRATION_BINS)
+        if (inside := bins == b).any()
+    ]
+
+
+def roc(scores: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """False and true positive rate `[points]` from (0, 0) to (1, 1): the corners of the curve."""
+    order = np.argsort(-scores, kind="stable")
+    hits = np.cumsum(positive[order])
+    misses = np.cumsum(~positive[order])
+    last = np.flatnonzero(np.diff(scores[order], append=-np.inf))
+    hits, misses = np.concatenate([[0], hits[last]]), np.concatenate([[0], misses[last]])
+    # A point between two others on one straight line tells nothing.
+    turn = np.diff(hits)[:-1] * np.diff(misses)[1:] != np.diff(hits)[1:] * np.diff(misses)[:-1]
+    corner = np.concatenate([[True], turn, [True]])[: len(hits)]
+    return misses[corner] / max(1, (~positive).sum()), hits[corner] / max(1, positive.sum())
+
+
+def area(false: np.ndarray, true: np.ndarray) -> float:
+    """Area under a ROC curve, by trapezoids."""
+    return float(np.trapezoid(true, false))

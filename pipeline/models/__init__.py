@@ -1,0 +1,1 @@
+"""Architectures, one per file: `Config` and `build(config, features, outputs) -> Module`."""

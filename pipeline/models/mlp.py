@@ -1,0 +1,44 @@
+"""A multilayer perceptron: flatten, then `depth` times (linear, activation, dropout), then linear."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from pipeline.config import Section
+from pipeline.layers import Activation, Initialisation, activation, initialise
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class Config(Section):
+    """The settings of an MLP."""
+
+    name: str
+    depth: int = Field(2, ge=0, le=64, description="hidden layers")
+    width: int = Field(256, ge=1, le=65536, description="units in each hidden layer")
+    activation: Activation = "relu"
+    batch_norm: bool = Field(False, description="batch normalisation before each activation")
+    dropout: float = Field(0.0, ge=0, lt=1, description="share of units dropped while training")
+    initialisation: Initialisation = "default"
+
+
+def build(config: Config, features: tuple[int, ...], outputs: int) -> nn.Module:
+    """features float32 `[batch, *features]` -> float32 `[batch, outputs]`."""
+    from torch import nn
+
+    layers: list[nn.Module] = [nn.Flatten()]  # [batch, prod(features)]
+    width = prod(features)
+    for _ in range(config.depth):
+        layers.append(nn.Linear(width, config.width, bias=not config.batch_norm))
+        if config.batch_norm:
+            layers.append(nn.BatchNorm1d(config.width))
+        layers.append(activation(config.activation))
+        if config.dropout:
+            layers.append(nn.Dropout(config.dropout))
+        width = config.width
+    layers.append(nn.Linear(width, outputs))
+    return initialise(nn.Sequential(*layers), config.initialisation, config.activation)

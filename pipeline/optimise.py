@@ -1,0 +1,87 @@
+"""Optimisers, learning-rate schedules and penalties, by name."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from pipeline.config import Section
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+class Optimiser(Section):
+    """How a gradient becomes a step."""
+
+    name: Literal["sgd", "adam", "adamw"] = "adamw"
+    momentum: float = Field(0.9, ge=0, lt=1, description="sgd only")
+    nesterov: bool = Field(False, description="sgd only: Nesterov's form of momentum")
+    beta2: float = Field(0.999, ge=0, lt=1, description="adam, adamw: memory of squared gradients")
+    weight_decay: float = Field(0.0, ge=0, description="adamw only: decoupled (Loshchilov, Hutter 2019)")
+
+
+class Schedule(Section):
+    """How the learning rate runs over the training, as a factor on `lr`."""
+
+    name: Literal["constant", "step", "cosine", "one_cycle"] = "cosine"
+    warmup: float = Field(0.0, ge=0, lt=1, description="share of the training spent rising to lr")
+    step_every: int = Field(10, ge=1, description="step: epochs between two drops")
+    step_factor: float = Field(0.1, gt=0, le=1, description="step: what a drop multiplies lr by")
+
+
+class Penalty(Section):
+    """Added to the loss, over weight matrices and kernels (not biases or normalisation)."""
+
+    l1: float = Field(0.0, ge=0, description="times the sum of |w|")
+    l2: float = Field(0.0, ge=0, description="times half the sum of w squared")
+
+
+def build(config: Optimiser, lr: float, network: nn.Module) -> torch.optim.Optimizer:
+    """The optimiser over the network's parameters; weight decay touches matrices only."""
+    import torch
+
+    decayed, plain = weights(network), [p for p in network.parameters() if p.ndim < 2]
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+    if config.name == "sgd":
+        return torch.optim.SGD(
+            [*decayed, *plain], lr=lr, momentum=config.momentum, nesterov=config.nesterov
+        )
+    if config.name == "adam":
+        return torch.optim.Adam([*decayed, *plain], lr=lr, betas=(0.9, config.beta2))
+    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, config.beta2))
+
+
+def factor(config: Schedule, step: int, steps: int, steps_per_epoch: int) -> float:
+    """What `lr` is multiplied by at `step` of `steps` (counted from 0)."""
+    # One-cycle (Smith, Topin 2018) is a warm-up and a linear way down; 0.3 is its usual rise.
+    rise = max(config.warmup, 0.3 if config.name == "one_cycle" and not config.warmup else 0.0) * steps
+    if step < rise:
+        return (step + 1) / (rise + 1)
+    done = (step - rise) / max(1.0, steps - rise)
+    if config.name == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * done))
+    if config.name == "one_cycle":
+        return 1 - done
+    if config.name == "step":
+        return config.step_factor ** (step // (config.step_every * steps_per_epoch))
+    return 1.0
+
+
+def penalty(config: Penalty, network: nn.Module) -> torch.Tensor | float:
+    """What is added to the loss; 0 where nothing was asked for."""
+    total: torch.Tensor | float = 0.0
+    for weight in weights(network) if config.l1 or config.l2 else ():
+        total = total + config.l1 * weight.abs().sum() + config.l2 / 2 * weight.square().sum()
+    return total
+
+
+def weights(network: nn.Module) -> list[nn.Parameter]:
+    """Matrices and kernels: parameters of two or more axes."""
+    return [p for p in network.parameters() if p.ndim >= 2]

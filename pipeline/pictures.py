@@ -1,0 +1,161 @@
+"""Pictures of a training and its result, as SVG or PNG bytes: the same bytes for the same numbers."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from pipeline.metrics import area, confusion, reliability, roc
+from pipeline.prepared import Rows
+
+BLUE, ORANGE, GREY = "#2b6cb0", "#dd6b20", "#718096"
+MISTAKES = 24
+MAX_CURVES = 12
+MAX_LABELS = 40
+
+
+def curves(history: str) -> bytes:
+    """Learning curves from the text of `history.csv`: loss, the other scores, the learning rate."""
+    rows = list(csv.DictReader(io.StringIO(history)))
+    epoch = [float(row["epoch"]) for row in rows]
+    columns = {name: [float(row[name]) for row in rows] for name in rows[0] if name != "epoch"}
+    scores = [n for n in columns if n.startswith("validation_") and n != "validation_loss"]
+
+    def draw(axes: Any) -> None:
+        for name, colour in (("train_loss", BLUE), ("validation_loss", ORANGE)):
+            axes[0].plot(epoch, columns[name], color=colour, label=name.replace("_", " "))
+        for name in scores:
+            axes[1].plot(epoch, columns[name], label=name.removeprefix("validation_").replace("_", " "))
+        axes[2].plot(epoch, columns["lr"], color=GREY)
+        for ax, title in zip(axes, ("loss", "validation scores", "learning rate"), strict=True):
+            ax.set(title=title, xlabel="epoch")
+            ax.grid(alpha=0.3)
+        axes[0].legend()
+        axes[1].legend()
+
+    return _figure(draw, columns=3, width=12, height=3.6)
+
+
+def classification(probabilities: np.ndarray, rows: Rows, labels: tuple[str, ...]) -> dict[str, bytes]:
+    """A classifier's pictures by file name: confusion, ROC, calibration and, of pictures, mistakes."""
+    target = np.asarray(rows.target)
+    drawn = {
+        "confusion.svg": _confusion(confusion(probabilities, target), labels),
+        "roc.svg": _roc(probabilities, target, labels),
+        "calibration.svg": _calibration(probabilities, target),
+    }
+    image = rows.arrays.get("image")
+    if image is not None:
+        drawn["mistakes.png"] = _mistakes(probabilities, target, image, labels)
+    return drawn
+
+
+def _confusion(matrix: np.ndarray, labels: tuple[str, ...]) -> bytes:
+    size = min(14.0, 2.4 + 0.42 * len(labels))
+
+    def draw(axes: Any) -> None:
+        ax = axes[0]
+        # Shaded by share of the actual class: a rare class is seen as well as a common one.
+        ax.imshow(matrix / np.maximum(1, matrix.sum(1, keepdims=True)), cmap="Blues", vmin=0, vmax=1)
+        ax.set(xlabel="predicted", ylabel="actual", title="Confusion, rows of the test split")
+        if len(labels) <= MAX_LABELS:
+            ax.set_xticks(range(len(labels)), labels, rotation=90 if max(map(len, labels)) > 2 else 0)
+            ax.set_yticks(range(len(labels)), labels)
+            for a, p in zip(*np.nonzero(matrix), strict=True):
+                dark = matrix[a, p] > 0.5 * matrix[a].sum()
+                ax.text(p, a, matrix[a, p], ha="center", va="center", color="w" if dark else "k", size=8)
+
+    return _figure(draw, width=size, height=size)
+
+
+def _roc(probabilities: np.ndarray, target: np.ndarray, labels: tuple[str, ...]) -> bytes:
+    curves = [(label, *roc(probabilities[:, i], target == i)) for i, label in enumerate(labels)]
+    worst = sorted(curves, key=lambda curve: area(curve[1], curve[2]))[:MAX_CURVES]
+
+    def draw(axes: Any) -> None:
+        for label, false, true in worst:
+            axes[0].plot(false, true, label=f"{label} ({area(false, true):.4f})", lw=1.2)
+        axes[0].plot([0, 1], [0, 1], color=GREY, lw=0.8, ls="--")
+        axes[0].set(xlabel="false positive rate", ylabel="true positive rate", title="ROC, one against rest")
+        axes[0].legend(title="class (area)", fontsize=8, loc="lower right")
+        axes[0].grid(alpha=0.3)
+
+    return _figure(draw, width=5.5, height=5)
+
+
+def _calibration(probabilities: np.ndarray, target: np.ndarray) -> bytes:
+    bins = reliability(probabilities, target)
+
+    def draw(axes: Any) -> None:
+        axes[0].plot([0, 1], [0, 1], color=GREY, lw=0.8, ls="--", label="calibrated")
+        axes[0].scatter(
+            [sure for _, sure, _ in bins],
+            [right for _, _, right in bins],
+            s=[20 + 300 * share for share, _, _ in bins],
+            color=BLUE,
+            alpha=0.7,
+            label="rows (size: share)",
+        )
+        axes[0].set(xlabel="confidence", ylabel="accuracy", title="Calibration", xlim=(0, 1.02), ylim=(0, 1.05))
+        axes[0].legend(loc="upper left", markerscale=0.5)
+        axes[0].grid(alpha=0.3)
+
+    return _figure(draw, width=5.5, height=5)
+
+
+def _mistakes(probabilities: np.ndarray, target: np.ndarray, image: np.ndarray, labels: tuple[str, ...]) -> bytes:
+    """The wrong rows that were surest, or, where fewer are wrong, then the right ones least sure."""
+    sure = probabilities[np.arange(len(target)), target]
+    shown = np.argsort(sure, kind="stable")[:MISTAKES]
+    predicted = probabilities.argmax(1)
+
+    def draw(axes: Any) -> None:
+        for ax in axes:
+            ax.axis("off")
+        for ax, row in zip(axes, shown, strict=False):
+            wrong = predicted[row] != target[row]
+            picture = image[row]
+            ax.imshow(picture[..., 0] if picture.shape[-1] == 1 else picture, cmap="gray", vmin=0, vmax=255)
+            told = labels[predicted[row]] if wrong else f"{labels[target[row]]} ok"
+            ax.set_title(
+                f"{labels[target[row]]} → {told}\np={probabilities[row].max():.2f}"
+                if wrong
+                else f"{told}\np={probabilities[row].max():.2f}",
+                color="#c53030" if wrong else GREY,
+                size=8,
+            )
+
+    count = int((predicted != target).sum())
+    title = f"Worst answers of the test split: {count} of {len(target)} wrong (actual → predicted)"
+    return _figure(draw, rows=3, columns=8, width=10, height=5, kind="png", title=title)
+
+
+def _figure(
+    draw: Callable[[Any], None],
+    *,
+    width: float,
+    height: float,
+    rows: int = 1,
+    columns: int = 1,
+    kind: str = "svg",
+    title: str | None = None,
+) -> bytes:
+    """Draw on a list of axes and save without dates or random ids. Sizes are in inches."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    # Labels come from the data: a '$' in one is a dollar, not mathematics.
+    style = {"svg.hashsalt": "slipway", "svg.fonttype": "path", "text.parse_math": False}
+    with matplotlib.rc_context({**style, "font.size": 9}):
+        figure = Figure(figsize=(width, height), layout="constrained", dpi=110)
+        draw(list(figure.subplots(rows, columns, squeeze=False).flat))
+        if title:
+            figure.suptitle(title)
+        buffer = io.BytesIO()
+        empty = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
+        figure.savefig(buffer, format=kind, metadata=empty)
+    return buffer.getvalue()

@@ -1,0 +1,121 @@
+"""Does the export answer as the trained network does? The comparison, and its verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.bundle.manifest import Gate, Parity
+from pipeline.evaluate import significant
+from pipeline.metrics import METRICS
+
+RELATIVE = 1e-5
+"""Largest difference allowed, as a share of the largest absolute answer (at least of 1)."""
+
+GOLDEN_SLACK = 10
+"""A host's CPU may sum in another order; golden rows are held to this many times the tolerance."""
+
+BATCH_SIZES = (64, 1)
+"""The whole split is run in the first size, its start (one batch of the first) in the second."""
+
+
+@dataclass(frozen=True)
+class Proof:
+    """The certificate and the conditions it was judged by."""
+
+    parity: Parity
+    gates: tuple[Gate, ...]
+
+    @property
+    def holds(self) -> bool:
+        return all(gate.passed for gate in self.gates)
+
+    def failures(self) -> str:
+        """The gates that do not hold, a line each."""
+        return "\n".join(
+            f"{gate.name}: measured {gate.measured:.6g}, must be {gate.rule} {gate.limit:.6g}"
+            for gate in self.gates
+            if not gate.passed
+        )
+
+
+def prove(
+    reference: Mapping[str, np.ndarray],
+    answers: Mapping[str, np.ndarray],
+    target: np.ndarray,
+    ranked: str | None,
+    scores: tuple[Mapping[str, float], Mapping[str, float]],
+) -> Proof:
+    """Compare answers over the same rows: `reference` by torch, `answers` by the export.
+
+    Arrays are `[rows, ...]` by output name. `ranked` names the output whose argmax is the answer;
+    `scores` are the metrics computed from each side.
+    """
+    difference = {name: _largest(answers[name], reference[name]) for name in reference}
+    tolerance = {name: RELATIVE * max(1.0, float(np.abs(r).max())) for name, r in reference.items()}
+    gates = [
+        Gate(
+            name=f"largest difference of {name}",
+            measured=min(difference[name], 1e30),
+            limit=tolerance[name],
+            rule="at most",
+            passed=difference[name] <= tolerance[name],
+        )
+        for name in reference
+    ]
+    agreement = ties = None
+    if ranked is not None:
+        agreement, ties = _agreement(reference[ranked], answers[ranked], tolerance[ranked])
+        gates.append(
+            Gate(
+                name="argmax agreement outside ties",
+                measured=agreement,
+                limit=1.0,
+                rule="at least",
+                passed=agreement >= 1.0,
+            )
+        )
+    for name, value in scores[0].items():
+        limit, off = METRICS[name].tolerance(len(target)), abs(value - scores[1][name])
+        gates.append(
+            Gate(name=f"difference in {name}", measured=off, limit=limit, rule="at most", passed=off <= limit)
+        )
+    parity = Parity(
+        rows=len(target),
+        batch_sizes=BATCH_SIZES,
+        max_abs_difference={n: significant(min(d, 1e30), 3) for n, d in difference.items()},
+        tolerance={n: significant(t) for n, t in tolerance.items()},
+        argmax_agreement=agreement,
+        ties=ties,
+        metrics_torch={n: significant(v) for n, v in scores[0].items()},
+        metrics_onnx={n: significant(v) for n, v in scores[1].items()},
+    )
+    rounded = tuple(
+        g.model_copy(update={"measured": significant(g.measured, 3), "limit": significant(g.limit)})
+        for g in gates
+    )
+    return Proof(parity, rounded)
+
+
+def _largest(answers: np.ndarray, reference: np.ndarray) -> float:
+    if answers.shape != reference.shape:
+        return float("inf")
+    difference = np.abs(answers.astype(np.float64) - reference.astype(np.float64))
+    return float(difference.max()) if np.isfinite(difference).all() else float("inf")
+
+
+def _agreement(reference: np.ndarray, answers: np.ndarray, tolerance: float) -> tuple[float, int]:
+    """Share of rows with the same argmax among those that are no ties, and the number of ties.
+
+    A row is a tie when its two best answers lie closer than two tolerances can part.
+    """
+    top = np.sort(reference, axis=1)[:, -2:]
+    clear = (
+        top[:, -1] - top[:, 0] >= 2 * tolerance
+        if reference.shape[1] > 1
+        else np.ones(len(reference), bool)
+    )
+    same = reference.argmax(1) == answers.argmax(1)
+    return (float(same[clear].mean()) if clear.any() else 1.0), int((~clear).sum())

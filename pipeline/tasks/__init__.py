@@ -1,0 +1,1 @@
+"""Tasks, one per file: what the network is taught and what of it is shipped."""

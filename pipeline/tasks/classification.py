@@ -1,0 +1,114 @@
+"""One label for each row: cross-entropy in, logits and probabilities out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydantic import Field
+
+from pipeline import pictures
+from pipeline.bundle.manifest import Output
+from pipeline.config import Section
+from pipeline.metrics import METRICS, area, confusion, roc
+from pipeline.prepared import Rows
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+class Config(Section):
+    """The settings of the task."""
+
+    name: str
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="probability spread over all classes")
+
+
+class Task:
+    """What the network is taught, what of it is shipped, and how its answers are judged."""
+
+    ranked = "logits"
+    """The output whose argmax is the answer; parity compares it row by row."""
+
+    watched = ("accuracy",)
+    """Metrics of the validation split that every training curve shows, beside the loss."""
+
+    def __init__(self, config: Config, labels: tuple[str, ...]) -> None:
+        self.config = config
+        self.labels = labels
+        self.outputs = len(labels)
+
+    def loss(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Mean cross-entropy. logits float32 `[batch, classes]`, target int64 `[batch]` -> scalar."""
+        from torch.nn import functional
+
+        return functional.cross_entropy(logits, target, label_smoothing=self.config.label_smoothing)
+
+    def plain_loss(self, answers: Mapping[str, np.ndarray], target: np.ndarray) -> float:
+        """The loss of answers already given, without smoothing: what curves and stopping look at."""
+        return METRICS["log_loss"](answers["probabilities"], target)
+
+    def deployable(self, network: nn.Module) -> nn.Module:
+        """The part that is shipped: raw inputs -> (logits, probabilities)."""
+        from torch import nn
+
+        class Classifier(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.network = network
+
+            def forward(self, *raw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+                logits = self.network(*raw)
+                return logits, logits.softmax(-1)
+
+        return Classifier().eval()
+
+    def declared(self) -> tuple[Output, ...]:
+        """The outputs of `deployable`, in order."""
+        shape = ("batch", self.outputs)
+        return (
+            Output(name="logits", dtype="float32", shape=shape, labels=self.labels, units="log-odds"),
+            Output(
+                name="probabilities", dtype="float32", shape=shape, labels=self.labels, units="0 to 1"
+            ),
+        )
+
+    def scores(
+        self, answers: Mapping[str, np.ndarray], target: np.ndarray, names: Iterable[str]
+    ) -> dict[str, float]:
+        """The named metrics over these answers."""
+        return {name: METRICS[name](answers["probabilities"], target) for name in names}
+
+    def tables(self, answers: Mapping[str, np.ndarray], target: np.ndarray) -> dict[str, list[dict[str, Any]]]:
+        """CSV tables by name: every row's actual and predicted label, ROC points, per-class scores."""
+        probabilities = answers["probabilities"]
+        predicted = probabilities.argmax(1)
+        matrix = confusion(probabilities, target)
+        curves = {i: roc(probabilities[:, i], target == i) for i in range(self.outputs)}
+        return {
+            "confusion": [
+                {"actual": self.labels[a], "predicted": self.labels[p]}
+                for a, p in zip(target, predicted, strict=True)
+            ],
+            "roc": [
+                {"label": self.labels[i], "false_positive_rate": f, "true_positive_rate": t}
+                for i, (false, true) in curves.items()
+                for f, t in zip(false.tolist(), true.tolist(), strict=True)
+            ],
+            "classes": [
+                {
+                    "label": label,
+                    "rows": int(matrix[i].sum()),
+                    "precision": matrix[i, i] / max(1, matrix[:, i].sum()),
+                    "recall": matrix[i, i] / max(1, matrix[i].sum()),
+                    "f1": 2 * matrix[i, i] / max(1, matrix[i].sum() + matrix[:, i].sum()),
+                    "roc_auc": area(*curves[i]),
+                }
+                for i, label in enumerate(self.labels)
+            ],
+        }
+
+    def pictures(self, answers: Mapping[str, np.ndarray], rows: Rows) -> dict[str, bytes]:
+        """Pictures of the answers over these rows, by file name."""
+        return pictures.classification(answers["probabilities"], rows, self.labels)

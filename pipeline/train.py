@@ -1,0 +1,235 @@
+"""The training loop. It knows neither models nor tasks: a stage looks both up and passes them in.
+
+Torch wakes inside the functions, so that the settings below can be checked without it.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from pipeline import optimise
+from pipeline.augment import Affine, affine
+from pipeline.config import ConfigError, Section
+from pipeline.prepared import Rows
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message says at which step and what to try."""
+
+
+class EarlyStopping(Section):
+    """When to stop, and which epoch's weights are kept."""
+
+    metric: str = Field("loss", description="'loss' or a metric, of the validation split")
+    patience: int = Field(0, ge=0, description="epochs without a better value; 0: never stop early")
+    keep: Literal["best", "last"] = Field("best", description="which epoch's weights are the result")
+
+
+class Config(Section):
+    """How an experiment is trained."""
+
+    lr: float = Field(gt=0, description="peak learning rate")
+    epochs: int = Field(ge=1)
+    batch_size: int = Field(ge=1, description="rows; a last, smaller batch of an epoch is dropped")
+    seed: int = Field(0, ge=0)
+    threads: int = Field(1, ge=0, description="CPU threads; 0: all. Another number, other last digits")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    optimiser: optimise.Optimiser = optimise.Optimiser()
+    schedule: optimise.Schedule = optimise.Schedule()
+    penalty: optimise.Penalty = optimise.Penalty()
+    clip_norm: float = Field(0.0, ge=0, description="largest norm of the whole gradient; 0: no clipping")
+    augment: Affine = Affine()
+    early_stopping: EarlyStopping = EarlyStopping()
+
+
+@dataclass
+class Progress:
+    """Everything that a training knows beyond weights; what a checkpoint holds beside them."""
+
+    epoch: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+    best_epoch: int = 0
+    best_value: float = math.inf
+    finished: bool = False
+
+
+def choose_device(wanted: Literal["auto", "cpu", "cuda"]) -> str:
+    """'cpu' or 'cuda'. Raises `ConfigError` when CUDA is demanded and there is none."""
+    import torch
+
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            f"train.device: 'cuda' asked for, but torch {torch.__version__} sees no CUDA device; "
+            "install a CUDA build of torch and a driver, or set it to 'auto' or 'cpu'"
+        )
+    return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def fit(
+    network: nn.Module,
+    config: Config,
+    train: Rows,
+    validation: Rows,
+    *,
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    score: Callable[[nn.Module, Rows], dict[str, float]],
+    better: Mapping[str, Literal["higher", "lower"]],
+    log: Callable[[dict[str, float]], None],
+    folder: Path,
+    key: str,
+) -> Progress:
+    """Train `network` in place and leave the kept epoch's weights in it.
+
+    `score(network, rows)` gives the watched metrics and `loss` of a split; `better` says which way
+    each improves. `log` is called with one dict of numbers per epoch, `epoch` first. `folder`
+    receives `last.pt` and `best.pt` after every epoch; a later call with the same `key` goes on
+    from an unfinished `last.pt`. Raises `TrainingError` on a loss that is no number.
+    """
+    import torch
+
+    from pipeline.checkpoint import load_state, save_state
+
+    watched = config.early_stopping.metric
+    if watched not in better:
+        raise ConfigError(f"train.early_stopping.metric: {watched!r} is not among {sorted(better)}")
+    if config.batch_size > len(train):
+        raise ConfigError(f"train.batch_size: {config.batch_size} rows, but only {len(train)} to train on")
+    device = next(network.parameters()).device
+    optimiser = optimise.build(config.optimiser, config.lr, network)
+    progress = Progress()
+    state = load_state(folder / "last.pt")
+    if state and state["key"] == key and not state["progress"]["finished"]:
+        _restore(state, network, optimiser)
+        progress = Progress(**state["progress"])
+        print(f"resuming after epoch {progress.epoch} of {config.epochs}", flush=True)
+        for line in progress.history:
+            log(line)
+
+    steps_per_epoch = len(train) // config.batch_size
+    bar = _Bar(config.epochs * steps_per_epoch, progress.epoch * steps_per_epoch)
+    while progress.epoch < config.epochs and not _patience_ended(progress, config.early_stopping):
+        progress.epoch += 1
+        network.train()
+        losses = torch.zeros((), device=device)
+        for number, (inputs, target) in enumerate(_shuffled(train, config, progress.epoch)):
+            step = (progress.epoch - 1) * steps_per_epoch + number
+            share = optimise.factor(config.schedule, step, config.epochs * steps_per_epoch, steps_per_epoch)
+            for group in optimiser.param_groups:
+                group["lr"] = config.lr * share
+            raw = [tensor.to(device) for tensor in inputs]
+            value = loss(network(*raw), target.to(device))
+            losses += value.detach()
+            optimiser.zero_grad(set_to_none=True)
+            (value + optimise.penalty(config.penalty, network)).backward()
+            if config.clip_norm:
+                torch.nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm)
+            optimiser.step()
+            bar.step()
+        line = _line(progress.epoch, config.lr * share, float(losses) / steps_per_epoch)
+        line |= {f"validation_{name}": value for name, value in score(network, validation).items()}
+        progress.history.append(line)
+        sign = 1 if better[watched] == "lower" else -1
+        improved = sign * line[f"validation_{watched}"] < progress.best_value
+        if improved:
+            progress.best_value = sign * line[f"validation_{watched}"]
+            progress.best_epoch = progress.epoch
+            save_state(folder / "best.pt", {"key": key, "network": network.state_dict()})
+        save_state(folder / "last.pt", _state(key, network, optimiser, progress))
+        log(line)
+        bar.epoch(line, config.epochs)
+    bar.close()
+
+    if config.early_stopping.keep == "best":
+        best = load_state(folder / "best.pt")
+        if best is None or best["key"] != key:
+            raise TrainingError(f"{folder / 'best.pt'} is gone; delete the folder and train again")
+        network.load_state_dict(best["network"])
+    progress.finished = True
+    save_state(folder / "last.pt", _state(key, network, optimiser, progress))
+    return progress
+
+
+def _shuffled(
+    train: Rows, config: Config, epoch: int
+) -> Iterator[tuple[list[torch.Tensor], torch.Tensor]]:
+    """One epoch's batches in an order that follows from seed and epoch alone."""
+    import torch
+
+    order = np.random.default_rng((config.seed, epoch)).permutation(len(train))
+    for start in range(0, len(train) - config.batch_size + 1, config.batch_size):
+        # Sorted, a batch is read from the map front to back; its order means nothing to the step.
+        chosen = np.sort(order[start : start + config.batch_size])
+        inputs = [torch.from_numpy(array) for array in train.take(chosen).values()]
+        if config.augment.active:
+            inputs = [affine(tensor, config.augment) for tensor in inputs]
+        yield inputs, torch.from_numpy(np.array(train.target[chosen]))
+
+
+def _line(epoch: int, lr: float, loss: float) -> dict[str, float]:
+    if not math.isfinite(loss):
+        raise TrainingError(
+            f"the training loss became {loss} in epoch {epoch} (lr {lr:.3g}); "
+            "lower train.lr, or set train.clip_norm to 1"
+        )
+    return {"epoch": epoch, "lr": lr, "train_loss": loss}
+
+
+def _patience_ended(progress: Progress, config: EarlyStopping) -> bool:
+    return 0 < config.patience <= progress.epoch - progress.best_epoch
+
+
+def _state(key: str, network: nn.Module, optimiser: torch.optim.Optimizer, progress: Progress) -> dict[str, Any]:
+    import torch
+
+    return {
+        "key": key,
+        "network": network.state_dict(),
+        "optimiser": optimiser.state_dict(),
+        "random": torch.get_rng_state(),
+        "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "progress": vars(progress),
+    }
+
+
+def _restore(state: dict[str, Any], network: nn.Module, optimiser: torch.optim.Optimizer) -> None:
+    import torch
+
+    network.load_state_dict(state["network"])
+    optimiser.load_state_dict(state["optimiser"])
+    torch.set_rng_state(state["random"])
+    if state["random_cuda"]:
+        torch.cuda.set_rng_state_all(state["random_cuda"])
+
+
+class _Bar:
+    """A live bar on a terminal, one plain line per epoch elsewhere."""
+
+    def __init__(self, total: int, done: int) -> None:
+        from tqdm import tqdm
+
+        self.live = sys.stderr.isatty()
+        self.tqdm = tqdm(total=total, initial=done, unit="step", disable=not self.live, leave=True)
+
+    def step(self) -> None:
+        self.tqdm.update()
+
+    def epoch(self, line: dict[str, float], epochs: int) -> None:
+        if self.live:
+            self.tqdm.set_postfix({k: f"{v:.4g}" for k, v in line.items() if k not in ("epoch", "lr")})
+        else:
+            numbers = "  ".join(f"{k} {v:.4g}" for k, v in line.items() if k != "epoch")
+            print(f"epoch {line['epoch']}/{epochs}  {numbers}", flush=True)
+
+    def close(self) -> None:
+        self.tqdm.close()

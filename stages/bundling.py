@@ -1,0 +1,77 @@
+"""A proven export to the bundle on disk."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+
+from pipeline import prepared, proof
+from pipeline.bundle import golden
+from pipeline.bundle.manifest import Golden, Manifest, Variant, canonical_json, entries, write
+from pipeline.card import card
+from pipeline.profile import profile
+from stages.layout import Layout
+from stages.params import Experiment
+
+VERSIONS = ("slipway", "torch", "onnx", "onnxscript", "onnxruntime")
+
+
+def bundle(
+    experiment: Experiment,
+    layout: Layout,
+    data: prepared.Manifest,
+    task: Any,
+    proven: proof.Proof,
+    answers: Mapping[str, np.ndarray],
+) -> str:
+    """Write `layout.bundle` and return its digest; a bundle that was there before is replaced."""
+    outputs = task.declared()
+    versions = {package: version(package) for package in VERSIONS}
+    scores = proven.parity.metrics_onnx
+    rows = golden.unpack(layout.golden.read_bytes())[0]
+    contents = {
+        "model.onnx": layout.graph.read_bytes(),
+        "golden.npz": layout.golden.read_bytes(),
+        "profile.json": canonical_json(
+            profile(prepared.read(layout.data, "train"), data.labels, answers)
+        ),
+        "card.md": card(
+            experiment.name, data, outputs, experiment.resolved(), scores, proven.parity, versions
+        ).encode(),
+    }
+    manifest = Manifest(
+        name=experiment.name,
+        task=experiment.task.config.name,
+        inputs=data.inputs,
+        outputs=outputs,
+        variants={
+            "fp32": Variant(
+                file="model.onnx",
+                precision="fp32",
+                opset=experiment.export.opset,
+                admitted=proven.holds,
+                gates=proven.gates,
+                parity=proven.parity,
+            )
+        },
+        metrics=scores,
+        golden=Golden(
+            file="golden.npz",
+            rows=len(next(iter(rows.values()))),
+            tolerance={
+                name: proof.GOLDEN_SLACK * limit for name, limit in proven.parity.tolerance.items()
+            },
+        ),
+        profile="profile.json",
+        card="card.md",
+        experiment=experiment.resolved(),
+        versions=versions,
+        files=entries(contents),
+    )
+    if layout.bundle.exists():
+        shutil.rmtree(layout.bundle)
+    return write(layout.bundle, manifest, contents)

@@ -1,0 +1,78 @@
+"""`slipway init`: a ready-made experiment into `params.yaml`."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipeline.bundle.manifest import MODEL_NAME
+from pipeline.config import ConfigError, suggestion
+from stages.entry import fail
+from stages.layout import Layout, write_atomically
+from stages.params import PARAMS, load
+
+RECIPES = Path("recipes")
+GRAPH = Path("dvc.yaml")
+
+
+@click.command(name="init")
+@click.option("--recipe", required=True, help="A file of recipes/, without '.yaml'.")
+@click.option("--name", help="The experiment's name; the recipe's by default.")
+@click.option("--data", type=click.Path(path_type=Path), help="Your folder of data, in place of the recipe's.")
+def command(recipe: str, name: str | None, data: Path | None) -> None:
+    """Add a ready-made experiment to params.yaml."""
+    try:
+        added = add(recipe, name or recipe, data)
+    except ConfigError as error:
+        fail(str(error), 2)
+    click.echo(f"added experiments.{added}; next: dvc repro track@{added}")
+
+
+def add(recipe: str, name: str, data: Path | None) -> str:
+    """Add a recipe as experiment `name`, keeping the files' comments. Raises `ConfigError`."""
+    known = sorted(path.stem for path in RECIPES.glob("*.yaml"))
+    if recipe not in known:
+        raise ConfigError(f"recipes/: no {recipe!r}{suggestion(recipe, known)}")
+    if not MODEL_NAME.fullmatch(name):
+        raise ConfigError(f"--name: 1 to 64 letters, digits, '-' or '_', got {name!r}")
+    before = PARAMS.read_bytes()
+    entry = _yaml().load(RECIPES / f"{recipe}.yaml")
+    if data is not None:
+        if not data.exists():
+            raise ConfigError(f"--data: {data} does not exist")
+        entry["data"]["path"] = str(data)
+        for key in ("url", "sha256"):
+            entry["data"].pop(key, None)
+    params = _yaml().load(before.decode())
+    if name in params["experiments"]:
+        raise ConfigError(f"experiments.{name}: already there; choose another --name")
+    params["experiments"][name] = entry
+    write_atomically(PARAMS, _dump(params))
+    try:
+        load()
+    except ConfigError:
+        write_atomically(PARAMS, before)
+        raise
+    graph = _yaml().load(GRAPH)
+    graph["metrics"].append(str(Layout(name).latency))
+    write_atomically(GRAPH, _dump(graph))
+    return name
+
+
+def _yaml() -> Any:
+    from ruamel.yaml import YAML
+
+    yaml = YAML()
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    yaml.width = 4096
+    yaml.preserve_quotes = True
+    return yaml
+
+
+def _dump(document: Any) -> bytes:
+    text = io.BytesIO()
+    _yaml().dump(document, text)
+    return text.getvalue()

@@ -1,0 +1,77 @@
+"""`slipway summary`: what the last run made, and what to do next."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from pipeline.bundle.manifest import BundleError, read
+from stages.entry import fail
+from stages.layout import Layout
+from stages.params import load
+
+
+@click.command(name="summary")
+def command() -> None:
+    """Show each experiment's result, where its bundle lies, and the next commands."""
+    shown = None
+    for name in load():
+        layout = Layout(name)
+        if not layout.bundle.is_dir():
+            click.echo(f"{name}: no bundle yet; run `dvc repro`\n")
+            continue
+        try:
+            click.echo("\n".join(describe(layout)) + "\n")
+        except BundleError as error:
+            fail(str(error), 1)
+        shown = shown or name
+    if shown:
+        click.echo("\n".join(next_commands(Layout(shown))))
+
+
+def describe(layout: Layout) -> list[str]:
+    """An experiment's result in lines. Raises `BundleError`."""
+    bundle = read(layout.bundle)
+    variant = bundle.manifest.variants["fp32"]
+    parity = variant.parity
+    worst = max(parity.max_abs_difference, key=lambda name: parity.max_abs_difference[name])
+    return [
+        click.style(layout.experiment, bold=True),
+        f"  test accuracy  {parity.metrics_torch['accuracy']:.4f} torch, "
+        f"{parity.metrics_onnx['accuracy']:.4f} ONNX Runtime, {parity.rows} rows"
+        if "accuracy" in parity.metrics_torch
+        else "  metrics        "
+        + ", ".join(f"{name} {value:.4g}" for name, value in parity.metrics_onnx.items()),
+        f"  parity         largest difference {parity.max_abs_difference[worst]:.2g} in {worst} "
+        f"(allowed {parity.tolerance[worst]:.2g})"
+        + (f", same label on {parity.argmax_agreement:.0%}" if parity.argmax_agreement is not None else ""),
+        f"  latency        {_latency(layout, bundle.digest)}",
+        f"  bundle         {layout.bundle}/",
+        f"  digest         {bundle.digest}",
+    ]
+
+
+def next_commands(layout: Layout) -> list[str]:
+    """Three things to try, with a sample that is there."""
+    sample = layout.samples / "7.png"
+    if not sample.is_file():
+        sample = next(iter(sorted(layout.samples.glob("*"))), Path("YOUR-FILE"))
+    return [
+        "Next (once: source .venv/bin/activate):",
+        f"  slipway predict {layout.experiment} {sample}",
+        "  make serve      serve the bundle on http://127.0.0.1:8000",
+        "  make ui         compare the runs in MLflow on http://127.0.0.1:5000",
+    ]
+
+
+def _latency(layout: Layout, digest: str) -> str:
+    try:
+        report = json.loads(layout.latency.read_bytes())
+    except (OSError, ValueError):
+        report = {}
+    if report.get("bundle") != digest:
+        return f"not measured; run `dvc repro -f -s benchmark@{layout.experiment}`"
+    one, many = report["latency"]["batch_1_p50_ms"], report["latency"]["batch_32_rows_per_second"]
+    return f"{one:g} ms for one row, {many:,.0f} rows/s in batches of 32 (one thread, this machine)"

@@ -1,0 +1,66 @@
+"""What every stage does before its own work: settings first, errors as sentences.
+
+Exit code 2: the settings are wrong; 1: the work failed in a way that was foreseen. Both without a
+traceback. Anything else is a defect of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import click
+
+from pipeline.bundle.manifest import BundleError
+from pipeline.config import ConfigError
+from stages.layout import Layout
+from stages.params import Experiment, load
+
+
+class StageError(RuntimeError):
+    """The stage cannot reach its result; the message says why and what to do."""
+
+
+def stage(run: Callable[[Experiment, Layout], None]) -> click.Command:
+    """A click command `NAME EXPERIMENT` around `run(experiment, layout)`.
+
+    The whole of `params.yaml` is checked before `run` is entered, so `run` imports what is slow.
+    """
+
+    @click.command(name=run.__module__.rpartition(".")[2], help=run.__doc__)
+    @click.argument("experiment")
+    def command(experiment: str) -> None:
+        try:
+            run(chosen(experiment), Layout(experiment))
+        except ConfigError as error:
+            fail(str(error), 2)
+        except Exception as error:
+            if not isinstance(error, _foreseen()):
+                raise
+            fail(str(error), 1)
+
+    return command
+
+
+def chosen(name: str) -> Experiment:
+    """The named experiment of a `params.yaml` that was checked whole."""
+    experiments = load()
+    if name not in experiments:
+        raise ConfigError(f"experiments: no {name!r}; there are {', '.join(experiments)}")
+    return experiments[name]
+
+
+def fail(message: str, code: int) -> None:
+    """Say what went wrong and leave."""
+    for line in message.splitlines():
+        click.echo(f"error: {line}", err=True)
+    sys.exit(code)
+
+
+def _foreseen() -> tuple[type[Exception], ...]:
+    """Error types whose message is the whole story, looked up only once something failed."""
+    from pipeline.export import ExportError
+    from pipeline.prepared import DataError
+    from pipeline.train import TrainingError
+
+    return (StageError, BundleError, DataError, TrainingError, ExportError)

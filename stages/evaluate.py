@@ -1,0 +1,45 @@
+"""Trained weights to test metrics, tables and pictures, through torch."""
+
+from __future__ import annotations
+
+from stages.entry import stage
+from stages.layout import Layout, write_atomically
+from stages.params import Experiment
+
+
+@stage
+def command(experiment: Experiment, layout: Layout) -> None:
+    """Evaluate EXPERIMENT on its test split."""
+    from safetensors.numpy import save_file
+
+    from pipeline import evaluate, pictures, prepared
+    from pipeline.bundle.manifest import canonical_json
+    from pipeline.evaluate import significant
+    from pipeline.tables import csv_bytes
+    from pipeline.determinism import make_deterministic
+    from pipeline.network import predict
+    from stages import network as networks
+
+    manifest = prepared.read_manifest(layout.data)
+    rows = prepared.read(layout.data, "test")
+    task = networks.task(experiment, manifest)
+    names = tuple(output.name for output in task.declared())
+    make_deterministic(0, experiment.train.threads)
+    module = networks.trained(experiment, manifest, layout.weights)
+    answers = evaluate.answers(lambda raw: predict(module, raw, names), rows)
+    save_file(answers, layout.answers)
+
+    scores = task.scores(answers, rows.target, experiment.metrics)
+    rounded = {name: significant(value) for name, value in scores.items()}
+    write_atomically(layout.metrics, canonical_json({"test": rounded}))
+    for name, table in task.tables(answers, rows.target).items():
+        write_atomically(layout.reports / f"{name}.csv", csv_bytes(table))
+    drawn = task.pictures(answers, rows)
+    drawn["curves.svg"] = pictures.curves(layout.history.read_text())
+    for name, payload in drawn.items():
+        write_atomically(layout.pictures / name, payload)
+    print(f"test, {len(rows)} rows: " + "  ".join(f"{name} {value:.4f}" for name, value in scores.items()))
+
+
+if __name__ == "__main__":
+    command()

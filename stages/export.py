@@ -1,0 +1,52 @@
+"""Trained weights to an ONNX graph, and golden rows with torch's answers.
+
+A process of its own, and one export in it: see `pipeline/export.py`.
+"""
+
+from __future__ import annotations
+
+from stages.entry import stage
+from stages.layout import Layout, write_atomically
+from stages.params import Experiment
+
+
+@stage
+def command(experiment: Experiment, layout: Layout) -> None:
+    """Export EXPERIMENT to ONNX."""
+    import json
+
+    from pipeline import export, prepared
+    from pipeline.bundle import golden
+    from pipeline.bundle.manifest import SCHEMA_VERSION
+    from pipeline.determinism import make_deterministic
+    from pipeline.network import predict
+    from stages import network as networks
+
+    manifest = prepared.read_manifest(layout.data)
+    task = networks.task(experiment, manifest)
+    outputs = task.declared()
+    make_deterministic(0, experiment.train.threads)
+    module = networks.trained(experiment, manifest, layout.weights)
+    graph = export.export(
+        module,
+        manifest.inputs,
+        outputs,
+        experiment.export.opset,
+        metadata={
+            "slipway.schema_version": str(SCHEMA_VERSION),
+            "slipway.name": experiment.name,
+            "slipway.task": experiment.task.config.name,
+            "slipway.labels": json.dumps(manifest.labels, ensure_ascii=False),
+        },
+    )
+    rows = prepared.read(layout.data, "test")
+    chosen = export.golden_rows(experiment.export.golden_rows, rows.target)
+    raw = rows.take(chosen)
+    answers = predict(module, raw, tuple(output.name for output in outputs))
+    write_atomically(layout.graph, graph)
+    write_atomically(layout.golden, golden.pack(raw, answers))
+    print(f"exported {layout.graph}: {len(graph)} bytes, opset {experiment.export.opset}")
+
+
+if __name__ == "__main__":
+    command()

@@ -1,0 +1,32 @@
+"""Settings and prepared data to a network and its task: where a stage looks both up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from pipeline import prepared
+from pipeline.checkpoint import load_weights
+from pipeline.network import Network, assemble
+from stages.params import Experiment
+
+
+def task(experiment: Experiment, manifest: prepared.Manifest) -> Any:
+    """The experiment's task over the data set's labels."""
+    return experiment.task.module.Task(experiment.task.config, manifest.labels)
+
+
+def fresh(experiment: Experiment, manifest: prepared.Manifest) -> Network:
+    """The network as it starts: weights drawn from torch's generator."""
+    outputs = task(experiment, manifest).outputs
+    model = experiment.model
+    return assemble(manifest, lambda features: model.module.build(model.config, features, outputs))
+
+
+def trained(experiment: Experiment, manifest: prepared.Manifest, weights: Path) -> nn.Module:
+    """The deployable module with the trained weights, on the CPU, in evaluation mode."""
+    network = fresh(experiment, manifest)
+    network.load_state_dict(load_weights(weights))
+    return task(experiment, manifest).deployable(network)

@@ -1,0 +1,49 @@
+"""Raw data to a checked, split, packed data set, and a few test rows as files to try."""
+
+from __future__ import annotations
+
+from stages.entry import stage
+from stages.layout import Layout
+from stages.params import Experiment
+
+SAMPLES_PER_LABEL = 1
+
+
+@stage
+def command(experiment: Experiment, layout: Layout) -> None:
+    """Prepare EXPERIMENT's data."""
+    from pathlib import Path
+
+    from pipeline import prepared
+
+    config = experiment.data.config
+    raw = experiment.data.module.load(config, Path())
+    manifest = prepared.prepare(config.name, raw, config.split, layout.data)
+    _write_samples(layout, manifest)
+    counts = ", ".join(f"{count} {part}" for part, count in manifest.rows.items())
+    print(f"prepared {config.name}: {counts}; {manifest.identical_rows} rows repeat another")
+
+
+def _write_samples(layout: Layout, manifest) -> None:
+    """The first test row of each label as `<label>.png`."""
+    import re
+
+    import numpy as np
+
+    from pipeline import prepared
+    from pipeline.bundle.decode import encode
+
+    declared = manifest.inputs[0]
+    if declared.decoder is None:
+        return
+    rows = prepared.read(layout.data, "test")
+    layout.samples.mkdir(parents=True, exist_ok=True)
+    for number, label in enumerate(manifest.labels):
+        for row in np.flatnonzero(rows.target == number)[:SAMPLES_PER_LABEL]:
+            suffix, payload = encode(declared.decoder, np.array(rows.arrays[declared.name][row]))
+            name = re.sub(r"[^\w.-]+", "_", label)
+            (layout.samples / f"{name}{suffix}").write_bytes(payload)
+
+
+if __name__ == "__main__":
+    command()

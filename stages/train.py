@@ -1,0 +1,84 @@
+"""Prepared data to weights and learning curves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stages.entry import stage
+from stages.layout import Layout, write_atomically
+from stages.params import Experiment
+
+if TYPE_CHECKING:
+    from pipeline.network import Network
+    from pipeline.train import Progress
+
+
+@stage
+def command(experiment: Experiment, layout: Layout) -> None:
+    """Train EXPERIMENT."""
+    from pipeline import prepared
+    from pipeline.checkpoint import save_weights
+    from pipeline.tables import csv_bytes
+    from stages.live import LiveCurves, train_key
+
+    key = train_key(experiment, prepared.digest(prepared.read_manifest(layout.data)))
+    curves = LiveCurves(experiment.name, key, experiment.resolved())
+    try:
+        network, progress = train(experiment, layout.data, layout.checkpoints, key, curves.log)
+    finally:
+        curves.close()
+    save_weights(layout.weights, network.state_dict())
+    write_atomically(layout.history, csv_bytes(progress.history))
+
+
+def train(
+    experiment: Experiment,
+    data: Path,
+    checkpoints: Path,
+    key: str,
+    log: Callable[[dict[str, float]], None],
+) -> tuple[Network, Progress]:
+    """Train on the prepared folder `data`, going on from `checkpoints` where its key is `key`."""
+    from pipeline import evaluate, prepared
+    from pipeline import train as loop
+    from pipeline.determinism import make_deterministic
+    from pipeline.metrics import METRICS
+    from pipeline.network import predict
+    from stages import network as networks
+
+    config = experiment.train
+    manifest = prepared.read_manifest(data)
+    device = loop.choose_device(config.device)
+    make_deterministic(config.seed, config.threads)
+    task = networks.task(experiment, manifest)
+    network = networks.fresh(experiment, manifest).to(device)
+    deployable = task.deployable(network)
+    names = tuple(output.name for output in task.declared())
+    watched = sorted({*task.watched, config.early_stopping.metric} - {"loss"})
+
+    def score(module, rows):
+        module.eval()
+        answers = evaluate.answers(lambda raw: predict(deployable, raw, names), rows)
+        return task.scores(answers, rows.target, watched) | {"loss": task.plain_loss(answers, rows.target)}
+
+    count = sum(parameter.numel() for parameter in network.parameters())
+    print(f"training {experiment.name} on {device}: {count} weights", flush=True)
+    progress = loop.fit(
+        network,
+        config,
+        prepared.read(data, "train"),
+        prepared.read(data, "validation"),
+        loss=task.loss,
+        score=score,
+        better={"loss": "lower"} | {name: METRICS[name].better for name in watched},
+        log=log,
+        folder=checkpoints,
+        key=key,
+    )
+    return network, progress
+
+
+if __name__ == "__main__":
+    command()

@@ -1,0 +1,66 @@
+"""The export against the trained network, through the code that serves. No proof, no bundle."""
+
+from __future__ import annotations
+
+from stages.entry import StageError, stage
+from stages.layout import Layout, write_atomically
+from stages.params import Experiment
+
+
+@stage
+def command(experiment: Experiment, layout: Layout) -> None:
+    """Prove EXPERIMENT's export and write its bundle."""
+    import numpy as np
+    from safetensors.numpy import load_file
+
+    from pipeline import evaluate, prepared, proof
+    from pipeline.bundle.manifest import canonical_json
+    from serving.runtime import open_session
+    from stages.bundling import bundle
+
+    manifest = prepared.read_manifest(layout.data)
+    rows = prepared.read(layout.data, "test")
+    reference = load_file(layout.answers)
+    task = experiment.task.module.Task(experiment.task.config, manifest.labels)
+    session = open_session(layout.graph.read_bytes())
+    answers = evaluate.answers(session.run, rows, batch=proof.BATCH_SIZES[0])
+    _compare_single_rows(session, rows, answers, reference)
+
+    scores = tuple(task.scores(side, np.asarray(rows.target), experiment.metrics) for side in (reference, answers))
+    proven = proof.prove(reference, answers, np.asarray(rows.target), task.ranked, (scores[0], scores[1]))
+    write_atomically(
+        layout.parity,
+        canonical_json(
+            {"parity": proven.parity.model_dump(mode="json", exclude={"batch_sizes", "metrics_torch"})}
+        ),
+    )
+    if not proven.holds:
+        raise StageError(
+            f"the export does not answer as the trained network does; no bundle was written\n"
+            f"{proven.failures()}"
+        )
+    digest = bundle(experiment, layout, manifest, task, proven, answers)
+    worst = max(proven.parity.max_abs_difference.values())
+    print(f"proven over {len(rows)} rows, largest difference {worst:.2g}; {layout.bundle} is bundle {digest}")
+
+
+def _compare_single_rows(session, rows, answers, reference) -> None:
+    """The start of the split again, a row at a time; put in place of the batched answers if worse.
+
+    A graph whose batch axis was frozen, or that mixes rows, answers single rows differently.
+    """
+    import numpy as np
+
+    from pipeline import proof
+
+    first = min(len(rows), proof.BATCH_SIZES[0])
+    single = [session.run(rows.take(slice(row, row + 1))) for row in range(first)]
+    for name, batched in answers.items():
+        alone = np.concatenate([answer[name] for answer in single])
+        expected = reference[name][:first]
+        worse = np.abs(alone - expected) > np.abs(batched[:first] - expected)
+        batched[:first][worse] = alone[worse]
+
+
+if __name__ == "__main__":
+    command()
