@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.bundle.manifest import Input, Output, Parity
 from pipeline.export import ExportError
-from pipeline.prepared import Manifest, digest
+from pipeline.prepared import SPLITS, Manifest, digest
 
 
 def card(
@@ -46,7 +46,7 @@ def card(
             "",
             f"- Source: {data.source['title']}",
             f"- Licence: {data.source['licence']}",
-            "- Rows: " + ", ".join(f"{count} {part}" for part, count in data.rows.items()),
+            "- Rows: " + ", ".join(f"{data.rows[part]} {part}" for part in SPLITS),
             f"- Rows that repeat another (kept in one split): {data.identical_rows}",
             f"- Digest: `{digest(data)}`",
             "",

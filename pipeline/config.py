@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import to_json
 
 
 class ConfigError(ValueError):
@@ -25,12 +26,14 @@ SectionType = TypeVar("SectionType", bound=Section)
 def build(section: type[SectionType], values: Any, path: str) -> SectionType:
     """Validate `values` (plain YAML data) as a `section` found at `path`.
 
+    A value is what it is written as: no text is read as a number, and no number as a switch.
     Raises `ConfigError` with one line for each mistake.
     """
     if not isinstance(values, Mapping):
         raise ConfigError(f"{path}: expected a mapping of settings, got {values!r}")
     try:
-        return section.model_validate(dict(values))
+        # Strict as JSON is: a list may fill a tuple, which strict Python values may not.
+        return section.model_validate_json(to_json(dict(values), fallback=str), strict=True)
     except ValidationError as error:
         raise ConfigError("\n".join(_line(section, path, e) for e in error.errors())) from None
 

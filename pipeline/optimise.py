@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.config import Section
 
@@ -17,27 +17,51 @@ if TYPE_CHECKING:
 class Optimiser(Section):
     """How a gradient becomes a step."""
 
-    name: Literal["sgd", "adam", "adamw"] = "adamw"
-    momentum: float = Field(0.9, ge=0, lt=1, description="sgd only")
+    name: Literal["sgd", "adam", "adamw"] = Field("adamw", description="which optimiser")
+    momentum: float = Field(0.9, ge=0, lt=1, description="sgd only: share of the last step kept")
     nesterov: bool = Field(False, description="sgd only: Nesterov's form of momentum")
     beta2: float = Field(0.999, ge=0, lt=1, description="adam, adamw: memory of squared gradients")
     weight_decay: float = Field(0.0, ge=0, description="adamw only: decoupled (Loshchilov, Hutter 2019)")
+
+    @model_validator(mode="after")
+    def _applicable(self) -> Optimiser:
+        own = {
+            "sgd": {"momentum", "nesterov"},
+            "adam": {"beta2"},
+            "adamw": {"beta2", "weight_decay"},
+        }[self.name]
+        idle = sorted(self.model_fields_set - own - {"name"})
+        if idle:
+            hint = "; penalty.l2 is the same thing there" if idle == ["weight_decay"] else ""
+            raise ValueError(f"{self.name} does not use {', '.join(idle)}{hint}")
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov needs a momentum above 0")
+        return self
 
 
 class Schedule(Section):
     """How the learning rate runs over the training, as a factor on `lr`."""
 
-    name: Literal["constant", "step", "cosine", "one_cycle"] = "cosine"
+    name: Literal["constant", "step", "cosine", "one_cycle"] = Field(
+        "cosine", description="one_cycle: up, then straight down to 0 (Smith, Topin 2018)"
+    )
     warmup: float = Field(0.0, ge=0, lt=1, description="share of the training spent rising to lr")
     step_every: int = Field(10, ge=1, description="step: epochs between two drops")
     step_factor: float = Field(0.1, gt=0, le=1, description="step: what a drop multiplies lr by")
+
+    @model_validator(mode="after")
+    def _applicable(self) -> Schedule:
+        idle = sorted(self.model_fields_set & {"step_every", "step_factor"})
+        if idle and self.name != "step":
+            raise ValueError(f"{self.name} does not use {', '.join(idle)}")
+        return self
 
 
 class Penalty(Section):
     """Added to the loss, over weight matrices and kernels (not biases or normalisation)."""
 
-    l1: float = Field(0.0, ge=0, description="times the sum of |w|")
-    l2: float = Field(0.0, ge=0, description="times half the sum of w squared")
+    l1: float = Field(0.0, ge=0, description="times the sum of absolute weights")
+    l2: float = Field(0.0, ge=0, description="times half the sum of squared weights")
 
 
 def build(config: Optimiser, lr: float, network: nn.Module) -> torch.optim.Optimizer:
@@ -60,7 +84,7 @@ def build(config: Optimiser, lr: float, network: nn.Module) -> torch.optim.Optim
 
 def factor(config: Schedule, step: int, steps: int, steps_per_epoch: int) -> float:
     """What `lr` is multiplied by at `step` of `steps` (counted from 0)."""
-    # One-cycle (Smith, Topin 2018) is a warm-up and a linear way down; 0.3 is its usual rise.
+    # A one-cycle without a given warm-up rises over 0.3 of the steps, as is usual.
     rise = max(config.warmup, 0.3 if config.name == "one_cycle" and not config.warmup else 0.0) * steps
     if step < rise:
         return (step + 1) / (rise + 1)

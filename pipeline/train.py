@@ -40,11 +40,13 @@ class Config(Section):
     """How an experiment is trained."""
 
     lr: float = Field(gt=0, description="peak learning rate")
-    epochs: int = Field(ge=1)
+    epochs: int = Field(ge=1, description="passes over the training split")
     batch_size: int = Field(ge=1, description="rows; a last, smaller batch of an epoch is dropped")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, description="of weights, order, augmentation and dropout")
     threads: int = Field(1, ge=0, description="CPU threads; 0: all. Another number, other last digits")
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="auto: cuda where there is one; cuda: an error where there is none"
+    )
     optimiser: optimise.Optimiser = optimise.Optimiser()
     schedule: optimise.Schedule = optimise.Schedule()
     penalty: optimise.Penalty = optimise.Penalty()

@@ -62,5 +62,6 @@ def _foreseen() -> tuple[type[Exception], ...]:
     from pipeline.export import ExportError
     from pipeline.prepared import DataError
     from pipeline.train import TrainingError
+    from serving.errors import ServingError
 
-    return (StageError, BundleError, DataError, TrainingError, ExportError)
+    return (StageError, BundleError, DataError, TrainingError, ExportError, ServingError)

@@ -8,11 +8,12 @@ bundle's manifest); `DECODERS` maps its `kind` to the function that carries it o
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 MAX_PIXELS = 50_000_000
 """Largest picture that is decoded, in pixels: a small file can unfold to gigabytes."""
@@ -32,7 +33,9 @@ class Fit(BaseModel):
     fit: Literal["pad", "stretch", "crop"] = Field(
         "pad", description="how another aspect ratio is met: pad with background, stretch, or crop"
     )
-    filter: Literal["nearest", "box", "bilinear", "bicubic", "lanczos"] = "bilinear"
+    filter: Literal["nearest", "box", "bilinear", "bicubic", "lanczos"] = Field(
+        "bilinear", description="how pixels are weighed when the size changes"
+    )
     trim: bool = Field(False, description="cut away the empty border before fitting")
     margin: int = Field(0, ge=0, description="pixels of background kept around, after fitting")
 
@@ -50,6 +53,14 @@ class ImageDecoder(Fit):
     height: int = Field(gt=0, le=16384, description="pixels")
     width: int = Field(gt=0, le=16384, description="pixels")
     channels: Literal[1, 3] = 1
+
+    @model_validator(mode="after")
+    def _room(self) -> ImageDecoder:
+        if 2 * self.margin >= min(self.height, self.width):
+            raise ValueError(
+                f"margin: {self.margin} pixels on each side leave nothing of {self.height}x{self.width}"
+            )
+        return self
 
 
 Decoder = ImageDecoder
@@ -112,7 +123,7 @@ def _flatten(picture, mode: str, background: int):
 
     if picture.mode.startswith("I") or picture.mode == "F":
         wide = np.asarray(picture, np.float64)
-        if wide.size and (wide.min() < 0 or wide.max() > 65535):
+        if wide.size and not (wide.min() >= 0 and wide.max() <= 65535):  # so, too, with NaN
             raise DecodeError("picture with samples outside 16 bits")
         return Image.fromarray(np.round(wide / 257).astype(np.uint8)).convert(mode)
     if "A" in picture.getbands() or "transparency" in picture.info:
@@ -129,10 +140,7 @@ def _fit(picture, decoder: ImageDecoder):
         # What is drawn stands out of the background by more than a tenth of the range.
         drawn = picture.convert("L").point(lambda level: 255 * (level > 25)).getbbox()
         picture = picture.crop(drawn) if drawn else picture
-    room = (
-        max(1, decoder.width - 2 * decoder.margin),
-        max(1, decoder.height - 2 * decoder.margin),
-    )
+    room = (decoder.width - 2 * decoder.margin, decoder.height - 2 * decoder.margin)
     method = Image.Resampling[decoder.filter.upper()]
     if decoder.fit == "stretch":
         picture = picture.resize(room, method)
@@ -140,8 +148,11 @@ def _fit(picture, decoder: ImageDecoder):
         picture = ImageOps.fit(picture, room, method)
     else:
         # Padded before it is resized: the exact fraction of a pixel at the edge then survives.
-        side = max(picture.width / room[0], picture.height / room[1])
-        canvas = (max(1, round(room[0] * side)), max(1, round(room[1] * side)))
+        canvas = _canvas(picture.size, room)
+        if (excess := canvas[0] * canvas[1] / MAX_PIXELS) > 1:
+            # Long and narrow: a few kilobytes whose canvas would take gigabytes.
+            picture = picture.reduce(math.ceil(math.sqrt(excess)))
+            canvas = _canvas(picture.size, room)
         padded = Image.new(picture.mode, canvas)
         padded.paste(picture, ((canvas[0] - picture.width) // 2, (canvas[1] - picture.height) // 2))
         picture = padded.resize(room, method)
@@ -150,6 +161,12 @@ def _fit(picture, decoder: ImageDecoder):
     framed = Image.new(picture.mode, (decoder.width, decoder.height))
     framed.paste(picture, (decoder.margin, decoder.margin))
     return framed
+
+
+def _canvas(size: tuple[int, int], room: tuple[int, int]) -> tuple[int, int]:
+    """The smallest size with the proportions of `room` that holds `size`."""
+    side = max(size[0] / room[0], size[1] / room[1])
+    return max(1, round(room[0] * side)), max(1, round(room[1] * side))
 
 
 def _encode_image(row: np.ndarray) -> tuple[str, bytes]:

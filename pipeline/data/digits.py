@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from pydantic import Field
 
 from pipeline.bundle.decode import ImageDecoder
 from pipeline.bundle.manifest import Input
@@ -21,7 +22,7 @@ class Config(Section):
     """Nothing is downloaded; `path` only keeps every experiment the same shape."""
 
     name: str
-    path: str
+    path: str = Field(description="what DVC watches: `data/builtin`")
     split: Split = Split()
 
 

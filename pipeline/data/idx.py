@@ -7,6 +7,7 @@ length of each axis as big-endian uint32, then the data. Files may be gzipped.
 from __future__ import annotations
 
 import gzip
+import math
 import zlib
 from pathlib import Path
 
@@ -31,10 +32,12 @@ class Config(Section):
     (`url` + '/' + file name) and checked against `sha256`; `path` then names any tracked file."""
 
     name: str
-    path: str
-    url: str | None = None
+    path: str = Field(description="the folder of the four files; with url: `data/builtin`")
+    url: str | None = Field(None, description="where to fetch the four files instead")
     sha256: dict[str, str] = Field({}, description="file name as fetched -> SHA-256; needed with url")
-    labels: tuple[str, ...] = tuple("0123456789")
+    labels: tuple[str, ...] = Field(
+        tuple("0123456789"), description="names of the classes, in the order of their numbers"
+    )
     fit: Fit = Fit()
     title: str = Field(description="what the data is, for the model card")
     licence: str = Field(description="under what terms it may be used, for the model card")
@@ -65,6 +68,11 @@ def load(config: Config, root: Path) -> RawData:
     if train.shape[1:] != test.shape[1:]:
         raise DataError(f"{files[2]}: pictures of {test.shape[1:]}, but training has {train.shape[1:]}")
     height, width = train.shape[1:]
+    if 2 * config.fit.margin >= min(height, width):
+        raise DataError(
+            f"data.fit.margin: {config.fit.margin} pixels on each side leave nothing of "
+            f"pictures of {height}x{width} ({files[0]})"
+        )
     decoder = ImageDecoder(height=height, width=width, channels=1, **config.fit.model_dump())
     return RawData(
         inputs=(
@@ -98,7 +106,7 @@ def read(path: Path, axes: int) -> np.ndarray:
         raise DataError(f"{path}: expected {axes} axes, got {payload[3]}")
     start = 4 + 4 * axes
     shape = tuple(int(n) for n in np.frombuffer(payload[4:start].ljust(4 * axes, b"\0"), ">u4"))
-    expected = start + int(np.prod(shape, dtype=np.uint64))
+    expected = start + math.prod(shape)
     if len(payload) != expected:
         raise DataError(f"{path}: {shape} takes {expected} bytes, got {len(payload)}: cut short or damaged")
     return np.frombuffer(payload, np.uint8, offset=start).reshape(shape)

@@ -20,10 +20,10 @@ class Config(Section):
     name: str
     depth: int = Field(2, ge=0, le=64, description="hidden layers")
     width: int = Field(256, ge=1, le=65536, description="units in each hidden layer")
-    activation: Activation = "relu"
+    activation: Activation = Field("relu", description="after each hidden layer")
     batch_norm: bool = Field(False, description="batch normalisation before each activation")
     dropout: float = Field(0.0, ge=0, lt=1, description="share of units dropped while training")
-    initialisation: Initialisation = "default"
+    initialisation: Initialisation = Field("default", description="default: torch's own")
 
 
 def build(config: Config, features: tuple[int, ...], outputs: int) -> nn.Module:

@@ -1,0 +1,202 @@
+"""`dvc repro` for real: what runs again, and what MLflow then holds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import sqlite3
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.project import QUICK, Project, new_project
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Project:
+    """A project after its first `dvc repro`, committed. Tests copy it; none changes it."""
+    project = new_project(tmp_path_factory.mktemp("repro") / "project")
+    project.repro()
+    project.commit("first run")
+    return project
+
+
+@pytest.fixture
+def project(finished: Project, tmp_path: Path) -> Project:
+    return finished.copy(tmp_path / "project")
+
+
+def ran(output: str) -> set[str]:
+    """The stages that `dvc repro` really ran."""
+    return {name.split("@")[0] for name in re.findall(r"Running stage '([^']+)'", output)}
+
+
+def runs(project: Project) -> list[dict[str, str]]:
+    """Tags of every finished MLflow run, read from the database itself."""
+    with sqlite3.connect(project.folder / "mlflow.db") as database:
+        found = database.execute(
+            "SELECT run_uuid, name FROM runs WHERE lifecycle_stage = 'active' AND status = 'FINISHED'"
+        ).fetchall()
+        return [
+            {"id": run, "name": name}
+            | dict(database.execute("SELECT key, value FROM tags WHERE run_uuid = ?", (run,)).fetchall())
+            for run, name in found
+        ]
+
+
+def points(project: Project, run: str, metric: str) -> int:
+    """How many points a metric's curve holds."""
+    with sqlite3.connect(project.folder / "mlflow.db") as database:
+        query = "SELECT count(*) FROM metrics WHERE run_uuid = ? AND key = ?"
+        return database.execute(query, (run, metric)).fetchone()[0]
+
+
+def bundle_digest(project: Project) -> str:
+    return hashlib.sha256((project.folder / "bundles" / QUICK / "manifest.json").read_bytes()).hexdigest()
+
+
+def test_first_run_leaves_bundle_reports_and_one_run(finished: Project) -> None:
+    (run,) = runs(finished)
+    assert run["bundle"] == bundle_digest(finished)
+    assert points(finished, run["id"], "train_loss") == 3
+    reports = finished.folder / "reports" / QUICK
+    assert json.loads((reports / "metrics.json").read_text())["test"]["accuracy"] > 0.5
+    assert (reports / "samples" / "7.png").is_file()
+    assert json.loads((reports / "latency.json").read_text())["bundle"] == run["bundle"]
+
+
+def test_second_run_only_tracks_and_wakes_neither_torch_nor_mlflow(project: Project) -> None:
+    assert ran(project.repro()) == {"track"}
+    assert len(runs(project)) == 1
+    told = project.run(sys.executable, "-X", "importtime", "-m", "stages.track", QUICK).stderr
+    woken = {line.rpartition("|")[2].strip() for line in told.splitlines()}
+    assert "pydantic" in woken
+    assert not woken & {"torch", "mlflow", "onnx", "onnxruntime", "sklearn", "pandas"}
+
+
+def test_another_metric_evaluates_again_without_training(project: Project) -> None:
+    project.edit(QUICK, "metrics", ["accuracy", "macro_f1"])
+    output = project.repro()
+    assert "evaluate" in ran(output) and not ran(output) & {"prepare", "train"}
+    found = runs(project)
+    assert len(found) == 2
+    assert len({run["train.key"] for run in found}) == 1
+    assert {points(project, run["id"], "train_loss") for run in found} == {3}
+
+
+def test_learning_rate_there_and_back_restores_from_the_cache(project: Project) -> None:
+    before = (project.folder / "dvc.lock").read_bytes()
+    first = {run["id"] for run in runs(project)}
+    project.edit(QUICK, "train.lr", 0.01)
+    assert "train" in ran(project.repro())
+    assert len(runs(project)) == 2
+    project.edit(QUICK, "train.lr", 0.002)
+    assert not ran(project.repro()) & {"prepare", "train", "evaluate", "export", "verify"}
+    assert (project.folder / "dvc.lock").read_bytes() == before
+    assert len(runs(project)) == 2 and first <= {run["id"] for run in runs(project)}
+
+
+def test_an_old_commit_finds_its_old_run(project: Project) -> None:
+    old = project.git("rev-parse", "HEAD")
+    (first,) = runs(project)
+    project.edit(QUICK, "train.epochs", 2)
+    project.repro()
+    project.commit("fewer epochs")
+    project.git("checkout", "-q", old)
+    project.run("dvc", "checkout", "-q")
+    assert ran(project.repro()) <= {"track", "benchmark"}
+    assert len(runs(project)) == 2
+    lineage = json.loads((project.folder / "bundles" / f"{QUICK}.lineage.json").read_text())
+    assert first["id"] in json.dumps(lineage)
+
+
+def test_an_experiment_run_is_tracked_under_its_name(project: Project) -> None:
+    change = f"experiments.{QUICK}.train.epochs=2"
+    project.run("dvc", "exp", "run", "-n", "shorter", "-S", change)
+    found = {run["name"]: run for run in runs(project)}
+    assert len(found) == 2 and any("shorter" in name for name in found)
+
+
+def test_queued_experiments_share_the_projects_database(project: Project) -> None:
+    for epochs in (1, 2):
+        change = f"experiments.{QUICK}.train.epochs={epochs}"
+        project.run("dvc", "exp", "run", "--queue", "-n", f"queued-{epochs}", "-S", change)
+    project.run("dvc", "exp", "run", "--run-all")
+    names = {run["name"] for run in runs(project)}
+    assert len(names) == 3 and sum("queued-" in name for name in names) == 2
+
+
+def test_a_dead_server_costs_a_warning_and_is_filled_in_later(finished: Project, tmp_path: Path) -> None:
+    project = finished.copy(tmp_path / "project")
+    for leftover in project.folder.glob("mlflow.db*"):
+        leftover.unlink()
+    shutil.rmtree(project.folder / ".dvc" / "tmp" / "track", ignore_errors=True)
+    output = project.repro(MLFLOW_TRACKING_URI="http://127.0.0.1:9")
+    assert ran(output) == {"track"} and "127.0.0.1:9" in output
+    assert not (project.folder / "mlflow.db").exists()
+    assert ran(project.repro()) == {"track"}
+    (run,) = runs(project)
+    assert points(project, run["id"], "train_loss") == 3
+
+
+def test_training_survives_a_dead_server(project: Project) -> None:
+    project.edit(QUICK, "train.epochs", 2)
+    output = project.repro(MLFLOW_TRACKING_URI="http://127.0.0.1:9")
+    assert {"train", "verify", "track"} <= ran(output)
+    assert (project.folder / "bundles" / QUICK / "manifest.json").is_file()
+
+
+def test_two_clones_in_two_folders_write_the_same_lock(finished: Project, tmp_path: Path) -> None:
+    clone = Project(tmp_path / "elsewhere" / "under another name")
+    finished.run("git", "clone", "-q", str(finished.folder), str(clone.folder))
+    clone.repro("-f")
+    assert (clone.folder / "dvc.lock").read_bytes() == (finished.folder / "dvc.lock").read_bytes()
+    assert bundle_digest(clone) == bundle_digest(finished)
+    assert clone.git("status", "--porcelain") == ""
+
+
+def test_a_fresh_clone_fills_a_new_server_from_files_alone(finished: Project, tmp_path: Path) -> None:
+    clone = Project(tmp_path / "clone")
+    finished.run("git", "clone", "-q", str(finished.folder), str(clone.folder))
+    clone.run("dvc", "remote", "add", "-d", "-q", "--local", "store", str(tmp_path / "store"))
+    finished_copy = finished.copy(tmp_path / "origin")
+    finished_copy.run("dvc", "remote", "add", "-d", "-q", "--local", "store", str(tmp_path / "store"))
+    finished_copy.run("dvc", "push", "-q")
+    clone.run("dvc", "pull", "-q")
+    assert not ran(clone.repro()) & {"prepare", "train", "evaluate", "export", "verify"}
+    (run,) = runs(clone)
+    assert points(clone, run["id"], "train_loss") == 3 and run["bundle"] == bundle_digest(finished)
+
+
+def test_works_without_git(tmp_path: Path) -> None:
+    project = new_project(tmp_path / "tarball", git=False)
+    project.run("dvc", "config", "--local", "core.no_scm", "true")
+    project.repro()
+    assert len(runs(project)) == 1
+
+
+def test_a_failed_proof_leaves_no_bundle(project: Project) -> None:
+    """The graph answers otherwise than torch did: `verify` fails, and no bundle is left to serve."""
+    answers = project.folder / "build" / QUICK / "answers.safetensors"
+    damaged = bytearray(answers.read_bytes())
+    damaged[-1] ^= 0x40
+    answers.unlink()
+    answers.write_bytes(damaged)
+    done = project.run("dvc", "repro", "-s", f"verify@{QUICK}", check=False)
+    assert done.returncode != 0
+    assert "does not answer as the trained network does" in done.stderr
+    assert not (project.folder / "bundles" / QUICK).exists()
+
+
+def test_a_typo_stops_at_the_start(project: Project) -> None:
+    text = (project.folder / "params.yaml").read_text()
+    (project.folder / "params.yaml").write_text(text.replace("      lr:", "      lrr:", 1))
+    done = project.run("dvc", "repro", check=False)
+    assert done.returncode != 0
+    assert f"experiments.{QUICK}.train.lrr: unknown key, did you mean 'lr'?" in done.stderr
+    assert "Traceback" not in done.stderr
