@@ -1,9 +1,10 @@
 """Mean test accuracy of experiments over training seeds, on the one fixed test split.
 
-    python benchmarks/bench_accuracy.py [EXPERIMENT ...] [--seeds 5] [--params FILE]
+    python benchmarks/bench_accuracy.py [EXPERIMENT ...] [--seeds 5]
+    python benchmarks/bench_accuracy.py --recipe mnist-cnn --data FOLDER --seeds 1
 
-Trains each experiment of `params.yaml` anew for every seed; nothing of the project's results is
-touched. Choices were made by cross-validation inside the training and validation rows; the test
+Trains each experiment of `params.yaml`, or a recipe, anew for every seed; nothing of the project's
+results is touched. Choices were made by cross-validation inside the training and validation rows; the test
 split is only read here and by `evaluate`.
 """
 
@@ -26,14 +27,26 @@ from stages.train import train
 @click.command()
 @click.argument("names", nargs=-1)
 @click.option("--seeds", default=5, show_default=True)
-@click.option("--params", default="params.yaml", type=click.Path(path_type=Path), show_default=True)
-def main(names: tuple[str, ...], seeds: int, params: Path) -> None:
+@click.option("--recipe", help="A recipe in place of params.yaml.")
+@click.option("--data", type=click.Path(path_type=Path, exists=True), help="The recipe's data.")
+def main(names: tuple[str, ...], seeds: int, recipe: str | None, data: Path | None) -> None:
     """Print each seed's test accuracy and their mean."""
-    for name, experiment in load(params).items():
+    known = {recipe: experiment_from(recipe, data)} if recipe else load()
+    for name, experiment in known.items():
         if not names or name in names:
             found = accuracies(experiment, seeds)
             told = " ".join(f"{value:.4f}" for value in found)
             print(f"{name}: mean {np.mean(found):.4f} over {seeds} seeds ({told})", flush=True)
+
+
+def experiment_from(recipe: str, data: Path | None) -> Experiment:
+    """A recipe as `slipway init` would add it."""
+    from stages.commands.init import entry_of, write_params
+
+    with tempfile.TemporaryDirectory() as scratch:
+        params = Path(scratch, "params.yaml")
+        write_params(params, {recipe: entry_of(recipe, data)})
+        return load(params)[recipe]
 
 
 def accuracies(experiment: Experiment, seeds: int) -> list[float]:

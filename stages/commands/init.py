@@ -33,19 +33,10 @@ def command(recipe: str, name: str | None, data: Path | None) -> None:
 
 def add(recipe: str, name: str, data: Path | None) -> str:
     """Add a recipe as experiment `name`, keeping the files' comments. Raises `ConfigError`."""
-    known = sorted(path.stem for path in RECIPES.glob("*.yaml"))
-    if recipe not in known:
-        raise ConfigError(f"recipes/: no {recipe!r}{suggestion(recipe, known)}")
     if not MODEL_NAME.fullmatch(name):
         raise ConfigError(f"--name: 1 to 64 letters, digits, '-' or '_', got {name!r}")
+    entry = entry_of(recipe, data)
     before = PARAMS.read_bytes()
-    entry = _yaml().load(RECIPES / f"{recipe}.yaml")
-    if data is not None:
-        if not data.exists():
-            raise ConfigError(f"--data: {data} does not exist")
-        entry["data"]["path"] = str(data)
-        for key in ("url", "sha256"):
-            entry["data"].pop(key, None)
     params = _yaml().load(before.decode())
     if name in params["experiments"]:
         raise ConfigError(f"experiments.{name}: already there; choose another --name")
@@ -57,9 +48,29 @@ def add(recipe: str, name: str, data: Path | None) -> str:
         write_atomically(PARAMS, before)
         raise
     graph = _yaml().load(GRAPH)
-    graph["metrics"].append(str(Layout(name).latency))
+    graph.setdefault("metrics", []).append(str(Layout(name).latency))
     write_atomically(GRAPH, _dump(graph))
     return name
+
+
+def entry_of(recipe: str, data: Path | None) -> Any:
+    """A recipe's sections, reading `data` where it is given. Raises `ConfigError`."""
+    known = sorted(path.stem for path in RECIPES.glob("*.yaml"))
+    if recipe not in known:
+        raise ConfigError(f"recipes/: no {recipe!r}{suggestion(recipe, known)}")
+    entry = _yaml().load(RECIPES / f"{recipe}.yaml")
+    if data is not None:
+        if not data.exists():
+            raise ConfigError(f"--data: {data} does not exist")
+        entry["data"]["path"] = str(data)
+        for key in ("url", "sha256"):
+            entry["data"].pop(key, None)
+    return entry
+
+
+def write_params(path: Path, experiments: dict[str, Any]) -> None:
+    """A `params.yaml` that holds just these experiments."""
+    write_atomically(path, _dump({"experiments": experiments}))
 
 
 def _yaml() -> Any:
