@@ -1,0 +1,117 @@
+# Every chore of this repository. `make` alone lists them.
+# Written for GNU make 3.81 and later, so that the make of a Mac will do.
+
+VENV       ?= .venv
+# The first Python that fits. `make run PYTHON=/path/to/python` names another.
+PYTHON     ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+                "$$p" -c '$(FITS)' >/dev/null 2>&1 && { echo "$$p"; break; }; done)
+# Another index to look for torch on. Its CPU build, a tenth of the size:
+#   make run TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+EXPERIMENT ?= digits-cnn
+PORT       ?= 8000
+# Passed to pytest: make test ARGS="-k bundle -x"
+ARGS       ?=
+
+HOME_OF_VENV := $(if $(filter /%,$(VENV)),$(VENV),$(CURDIR)/$(VENV))
+BIN   := $(VENV)/bin
+STAMP := $(VENV)/.ready
+LOCKS := requirements/train.txt requirements/torch.txt
+FITS   = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
+PIP    = $(BIN)/python -m pip -qq --disable-pip-version-check install --no-compile
+
+# dvc.yaml says plain `python`: it means this environment's. Nothing here reports home.
+# Containers often tell Python to keep no bytecode; every import of torch would then cost seconds.
+export PATH := $(HOME_OF_VENV)/bin:$(PATH)
+export DO_NOT_TRACK := 1
+export DVC_NO_ANALYTICS := true
+export MLFLOW_DISABLE_TELEMETRY := true
+export ORT_DISABLE_TELEMETRY := 1
+export PYTHONDONTWRITEBYTECODE :=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test test-fast lint format serve ui bench lock clean distclean
+
+help: ## list the chores
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+setup: $(STAMP) ## install the pinned dependencies into .venv, once
+
+run: $(STAMP) ## train, prove and track every experiment (only what changed)
+	@test -e .git || $(BIN)/dvc config --local core.no_scm true
+	@$(BIN)/dvc repro
+	@$(BIN)/slipway summary
+
+test: $(STAMP) ## run every test
+	@$(BIN)/python -m pytest $(ARGS)
+
+test-fast: $(STAMP) ## run the tests that take no more than a moment, two at a time
+	@$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile $(ARGS)
+
+lint: $(STAMP) ## check style and types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy pipeline stages serving
+
+format: $(STAMP) ## rewrite the code in the house style
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+serve: $(STAMP) ## serve a bundle: make serve EXPERIMENT=digits-cnn PORT=8000
+	@test -d "bundles/$(EXPERIMENT)" || { exec >&2; \
+	  echo "No bundle at bundles/$(EXPERIMENT): 'make run' builds it, EXPERIMENT=name picks another."; exit 1; }
+	@$(BIN)/slipway serve "bundles/$(EXPERIMENT)" --port $(PORT)
+
+ui: $(STAMP) ## open MLflow on this project's runs
+	@$(BIN)/python -m stages.commands.ui
+
+bench: $(STAMP) ## run the benchmarks, each in a process of its own
+	@for file in benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python "$$file" || exit 1; done
+
+# The stamp is written last, so a set-up that failed is taken up again by the next make. `venv` notes
+# the folder it was made in: one copied elsewhere, whose scripts would still run the old place's
+# Python, is seen by that and rebuilt. Bytecode is left to the first import: compiling all of it takes
+# as long as the whole set-up, and a run imports little of it.
+MADE_HERE = grep -qsF -- "-m venv --clear $(HOME_OF_VENV)" $(VENV)/pyvenv.cfg
+ifneq ($(shell $(MADE_HERE) && echo yes),yes)
+.PHONY: $(STAMP)
+endif
+$(STAMP): $(LOCKS) pyproject.toml
+	@test -n "$(PYTHON)" || { exec >&2; \
+	  echo "Slipway needs Python 3.11, 3.12 or 3.13, and found none (python3 is: $$(python3 -V 2>&1))."; \
+	  echo "Install one, or name it: make run PYTHON=/path/to/python3.12"; exit 1; }
+	@"$(PYTHON)" -c '$(FITS)' || { exec >&2; \
+	  echo "Slipway needs Python 3.11, 3.12 or 3.13; $(PYTHON) is $$("$(PYTHON)" -V 2>&1)."; exit 1; }
+	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { exec >&2; \
+	  echo "$(PYTHON) cannot make virtual environments: it lacks 'ensurepip'."; \
+	  echo "On Debian and Ubuntu: sudo apt install python3-venv"; exit 1; }
+	@rm -f $@
+	@{ $(MADE_HERE) && $(BIN)/python -m pip --version; } >/dev/null 2>&1 \
+	  || "$(PYTHON)" -m venv --clear $(VENV)
+	@echo "Setting up $(VENV): 1.6 GB with torch's CPU build, some 5 GB more with CUDA's;"
+	@echo "about a minute once downloaded ..."
+	@$(PIP) --require-hashes -r requirements/train.txt
+	@$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r requirements/torch.txt
+	@$(PIP) --no-deps --no-build-isolation --editable .
+	@touch $@
+	@echo "... ready"
+
+# uv only resolves here. Present pins are kept: UPGRADE=1 takes the newest that the bounds allow.
+lock: RESOLVE = "$$uv/bin/uv" pip compile --quiet pyproject.toml --config-file requirements/lock.toml \
+    --universal --python-version 3.11 --fork-strategy fewest --generate-hashes \
+    --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade)
+lock: ## pin the dependencies anew (UPGRADE=1 for newer ones)
+	@uv=$$(mktemp -d) && trap 'rm -rf "$$uv"' EXIT \
+	&& "$(PYTHON)" -m venv "$$uv" && "$$uv/bin/pip" -qq install 'uv>=0.13,<0.14' \
+	&& $(RESOLVE) --extra train --extra serve --extra dev -c requirements/torch.txt \
+	     --no-emit-package torch -o requirements/train.txt \
+	&& $(RESOLVE) --extra serve -c requirements/train.txt -o requirements/serve.txt \
+	&& $(RESOLVE) --extra serve-cuda -c requirements/train.txt -o requirements/serve-cuda.txt
+	@echo "Pinned in requirements/. Now: make test"
+
+clean: ## delete what builds and tests wrote; DVC's cache brings the results back
+	@rm -rf build bundles .build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	@find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean ## also delete .venv, DVC's cache and the local MLflow runs
+	@rm -rf $(VENV) .dvc/cache .dvc/tmp .dvc/config.local mlflow.db* mlartifacts mlruns
