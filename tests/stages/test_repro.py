@@ -17,15 +17,6 @@ from tests.project import QUICK, Project, new_project
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Project:
-    """A project after its first `dvc repro`, committed. Tests copy it; none changes it."""
-    project = new_project(tmp_path_factory.mktemp("repro") / "project")
-    project.repro()
-    project.commit("first run")
-    return project
-
-
 @pytest.fixture
 def project(finished: Project, tmp_path: Path) -> Project:
     return finished.copy(tmp_path / "project")

@@ -1,0 +1,152 @@
+"""The README's commands run as written, and every setting and file it names is there."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.project import QUICK, ROOT, Project
+from tests.serving.live import Live
+
+README = (ROOT / "README.md").read_text()
+SHOWN = "digits-cnn"
+
+ELSEWHERE = {
+    "make run": "benchmarks/bench_first_run.py",
+    "make test": "this is it",
+    "make serve": "the target's own command is run by tests/test_journey.py",
+    "make ui": "tests/stages/test_register_pull.py starts the same server",
+    "pip install": "benchmarks/bench_serving_install.py",
+    "MLFLOW_TRACKING_URI=": "tests/stages/test_register_pull.py pulls from a real server",
+    "slipway pull models:": "tests/stages/test_register_pull.py pulls from a real server",
+    "slipway serve repository": "a server does not end by itself; run below on a free port",
+    "dvc exp run": "tests/stages/test_repro.py runs experiments and the queue",
+    "dvc repro": "tests/stages/test_repro.py",
+}
+
+
+def commands() -> list[str]:
+    """Every line of the README's `sh` blocks, comments off and continued lines joined."""
+    blocks = re.findall(r"```sh\n(.*?)```", README, re.S)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [line for raw in lines if (line := re.sub(r"\s+#.*", "", raw).strip())]
+
+
+def runnable() -> list[str]:
+    return [line for line in commands() if not line.startswith(tuple(ELSEWHERE))]
+
+
+def test_every_command_is_run_here_or_somewhere_named() -> None:
+    assert len(runnable()) >= 8
+    for start in ELSEWHERE:
+        assert any(line.startswith(start) for line in commands()) or start == "slipway pull models:", start
+
+
+@pytest.fixture(scope="module")
+def project(finished: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A finished project whose experiment goes by the README's name."""
+    project = finished.copy(tmp_path_factory.mktemp("readme") / "slipway")
+    for name in ("params.yaml", "dvc.yaml", "dvc.lock"):
+        path = project.folder / name
+        path.write_text(path.read_text().replace(QUICK, SHOWN))
+    for name in ("reports", "build", "bundles"):
+        (project.folder / name / QUICK).rename(project.folder / name / SHOWN)
+    for stage in ("export", "verify", "track"):
+        project.run(sys.executable, "-m", f"stages.{stage}", SHOWN)
+    from PIL import Image, ImageOps
+
+    sample = Image.open(project.folder / "reports" / SHOWN / "samples" / "3.png")
+    ImageOps.invert(sample.resize((200, 200))).save(project.folder / "my-digit.png")
+    (project.folder / "path" / "to").mkdir(parents=True)
+    _write_idx(project.folder / "path" / "to" / "folder")
+    return project
+
+
+@pytest.fixture(scope="module")
+def server(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    live = Live(project.folder / "bundles" / SHOWN, tmp_path_factory.mktemp("logs"))
+    yield live
+    live.process.terminate()
+    assert live.process.wait(15) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", runnable())
+def test_readme_command(command: str, project: Project, server: Live) -> None:
+    command = command.replace("http://127.0.0.1:8000", f"http://127.0.0.1:{server.port}")
+    done = subprocess.run(
+        ["bash", "-ec", command],
+        cwd=project.folder,
+        env=project.environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_readme_python(project: Project, server: Live) -> None:
+    (program,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    program = program.replace("http://127.0.0.1:8000", f"http://127.0.0.1:{server.port}")
+    done = project.run(sys.executable, "-c", program)
+    assert len(eval(done.stdout, {"__builtins__": {}})) == 10
+
+
+def test_settings_reference_is_up_to_date() -> None:
+    from stages.commands.settings import reference
+
+    assert (ROOT / "docs" / "settings.md").read_text() == reference(), "run: slipway settings > docs/settings.md"
+
+
+def test_every_setting_says_what_it_means() -> None:
+    from stages.commands.settings import reference
+
+    assert not [line for line in reference().splitlines() if line.endswith("|  |")]
+
+
+@pytest.mark.parametrize("page", sorted(p.relative_to(ROOT).as_posix() for p in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")]))
+def test_links_lead_somewhere(page: str) -> None:
+    text = (ROOT / page).read_text()
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
+        assert ((ROOT / page).parent / target).exists(), f"{page}: {target}"
+
+
+@pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "adding.md").read_text(), re.S))
+def test_adding_page_examples_work(block: str, tmp_path: Path) -> None:
+    """The data set of the page loads real pictures; its model builds."""
+    program = block
+    if "def load" in block:
+        program += (
+            "\nfrom PIL import Image\n"
+            f"root = Path({str(tmp_path)!r})\n"
+            "for label in ('cat', 'dog'):\n"
+            "    (root / 'pets' / label).mkdir(parents=True)\n"
+            "    Image.new('RGB', (50, 40), 'red').save(root / 'pets' / label / 'a.png')\n"
+            "raw = load(Config(name='x', path='pets'), root)\n"
+            "assert raw.arrays['image'].shape == (2, 32, 32, 3) and raw.labels == ('cat', 'dog')\n"
+        )
+    else:
+        program += "\nimport torch\nassert build(Config(name='x'), (1, 8, 8), 10)(torch.zeros(2, 1, 8, 8)).shape == (2, 10)\n"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def _write_idx(folder: Path) -> None:
+    """The digits as four idx files."""
+    import numpy as np
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    image, target = (digits.images * 15).astype(np.uint8), digits.target.astype(np.uint8)
+    folder.mkdir()
+    for part, chosen in (("train", slice(0, 1400)), ("t10k", slice(1400, None))):
+        for name, array in ((f"{part}-images-idx3-ubyte", image[chosen]), (f"{part}-labels-idx1-ubyte", target[chosen])):
+            head = bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape)
+            (folder / name).write_bytes(head + array.tobytes())
