@@ -1,0 +1,122 @@
+"""The object graph, built in the open by one function, and the life of the process around it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import uvloop
+
+from serving.config import HttpSettings, Settings, check_address
+from serving.dataplane import DataPlane
+from serving.errors import ModelRefused
+from serving.http import HttpServer
+from serving.repository import Repository, State
+from serving.rest import Rest
+from serving.telemetry import AccessLog, log
+
+
+class StartError(Exception):
+    """The server cannot start; the message says what to change."""
+
+
+def serve(path: Path, settings: Settings) -> None:
+    """Serve the bundle or repository at `path` until told to stop.
+
+    Raises `StartError`, `ModelRefused` or `ConfigError`; returns after SIGTERM or SIGINT.
+    """
+    check_address(settings.http)
+    repository = Repository(path, settings)
+    with bound(settings.http) as sock, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_run(repository, settings, sock))
+
+
+async def _run(repository: Repository, settings: Settings, sock: socket.socket) -> None:
+    """Everything the server is made of, from the inside out."""
+    plane = DataPlane(repository)
+    door = Rest(plane)
+    server = HttpServer(door, settings.http, AccessLog(settings.http.access_log))
+
+    stop = _signalled()
+    await server.start(sock)
+    try:
+        # In a thread, so that health answers meanwhile: live at once, ready when the proof is done.
+        loading = asyncio.get_running_loop().run_in_executor(None, repository.load_all)
+        await asyncio.wait({loading, stop}, return_when=asyncio.FIRST_COMPLETED)
+        if loading.done():
+            loading.result()
+            _announce(repository, sock)
+            await stop
+            plane.leave()
+            await asyncio.sleep(settings.notice_seconds)
+        if not await server.drain(settings.drain_seconds):
+            log("warning", "requests were cut off", after_seconds=settings.drain_seconds)
+        if not loading.done():
+            os._exit(0)  # a load cannot be interrupted, and nobody waits for it any more
+    except ModelRefused:
+        await server.drain(0)
+        raise
+    finally:
+        repository.close()
+
+
+def bound(settings: HttpSettings) -> socket.socket:
+    """A socket bound to the address, not yet listening. Raises `StartError`."""
+    try:
+        family, kind, number, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except OSError as error:
+        raise StartError(f"host {settings.host!r}: {error.strerror}") from error
+    sock = socket.socket(family, kind, number)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind(address)
+        sock.listen(settings.backlog)
+    except OSError as error:
+        sock.close()
+        raise StartError(_bind_failure(settings, error)) from error
+    sock.setblocking(False)
+    return sock
+
+
+def _bind_failure(settings: HttpSettings, error: OSError) -> str:
+    place = f"{settings.host}:{settings.port}"
+    if isinstance(error, PermissionError):
+        return f"{place}: not permitted; ports below 1024 belong to root, choose another --port"
+    if "in use" in (error.strerror or ""):
+        return f"{place} is in use: stop what listens there, or choose another --port"
+    return f"{place}: {error.strerror}"
+
+
+def _signalled() -> asyncio.Future[None]:
+    """Done at the first SIGTERM or SIGINT; at the second the process is gone."""
+    loop = asyncio.get_running_loop()
+    stop: asyncio.Future[None] = loop.create_future()
+
+    def received() -> None:
+        if stop.done():
+            log("warning", "stopped at once: a second signal came")
+            os._exit(1)
+        stop.set_result(None)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, received)
+    return stop
+
+
+def _announce(repository: Repository, sock: socket.socket) -> None:
+    host, port = sock.getsockname()[:2]
+    address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    for slot in repository.slots():
+        if slot.state is State.READY and slot.model:
+            digest = slot.model.bundle.digest[:12]
+            print(
+                f"ready: {slot.name} version {slot.version} (bundle {digest}...) on {address}",
+                file=sys.stderr,
+                flush=True,
+            )

@@ -1,0 +1,189 @@
+"""Requests that wait together run together: a pure policy, and the driver that carries it out.
+
+Nothing ever waits for company. What one poll of the sockets delivered is joined, or, where a
+thread runs the model, what gathered while it was busy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from serving.config import BatchSettings
+from serving.errors import BackendFailure, Overloaded, ServingError
+
+Arrays = Mapping[str, np.ndarray]
+Run = Callable[[Arrays], Arrays]
+"""Inputs by name `[rows, ...]` to outputs by name `[rows, ...]`."""
+
+
+class Waiting(Protocol):
+    """What the policy looks at. Only equal signatures can be joined."""
+
+    @property
+    def rows(self) -> int: ...
+
+    @property
+    def signature(self) -> Hashable: ...
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """A request in the queue: its arrays and where its answer goes."""
+
+    arrays: Arrays
+    rows: int
+    signature: Hashable
+    future: asyncio.Future[Arrays]
+
+
+def select(waiting: Sequence[Waiting], max_rows: int) -> list[int]:
+    """Positions of those that run together next: the first, and whoever fits beside it.
+
+    Order within a signature is kept: where one does not fit, nobody of its kind passes it. The
+    first always runs, however many rows it has.
+    """
+    if not waiting:
+        return []
+    signature, rows = waiting[0].signature, waiting[0].rows
+    chosen = [0]
+    for position in range(1, len(waiting)):
+        entry = waiting[position]
+        if entry.signature == signature:
+            rows += entry.rows
+            if rows > max_rows:
+                break
+            chosen.append(position)
+    return chosen
+
+
+def execute(run: Run, batch: Sequence[Entry]) -> list[Arrays | Exception]:
+    """The answer, or the failure, of each entry. A failing batch is tried again one by one."""
+    try:
+        if len(batch) == 1:
+            answers = run(batch[0].arrays)
+            _check_rows(answers, batch[0].rows)
+            return [answers]
+        names = batch[0].arrays.keys()
+        joined = {name: np.concatenate([e.arrays[name] for e in batch]) for name in names}
+        answers = run(joined)
+        _check_rows(answers, sum(entry.rows for entry in batch))
+    except Exception as error:  # whatever a model raises is that request's answer, never the loop's
+        if len(batch) == 1:
+            return [error]
+        return [execute(run, [entry])[0] for entry in batch]
+    split: list[Arrays | Exception] = []
+    start = 0
+    for entry in batch:
+        stop = start + entry.rows
+        split.append({name: array[start:stop] for name, array in answers.items()})
+        start = stop
+    return split
+
+
+class Batcher:
+    """The queue before one model. Lives on the event loop; `executor` runs what is slow."""
+
+    def __init__(self, run: Run, settings: BatchSettings, executor: Executor | None = None) -> None:
+        self._run = run
+        self._settings = settings
+        self._executor = executor
+        self._waiting: list[Entry] = []
+        self._rows = 0
+        self._scheduled = False
+
+    def submit(self, arrays: Arrays, rows: int, signature: Hashable) -> asyncio.Future[Arrays]:
+        """Queue one request; the future yields its outputs as views of the batch's.
+
+        Raises `Overloaded` where the queue is full.
+        """
+        limits = self._settings
+        if self._waiting and (
+            len(self._waiting) >= limits.queue_requests or self._rows + rows > limits.queue_rows
+        ):
+            raise Overloaded(
+                f"the queue is full: {len(self._waiting)} requests with {self._rows} rows wait, "
+                f"at most {limits.queue_requests} and {limits.queue_rows} may"
+            )
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Arrays] = loop.create_future()
+        self._waiting.append(Entry(arrays, rows, signature, future))
+        self._rows += rows
+        self._schedule(loop)
+        return future
+
+    @property
+    def waiting(self) -> int:
+        """Requests in the queue."""
+        return len(self._waiting)
+
+    def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
+        if not self._scheduled and self._waiting:
+            self._scheduled = True
+            loop.call_soon(self._flush, loop)
+
+    def _flush(self, loop: asyncio.AbstractEventLoop) -> None:
+        batch = self._take()
+        if not batch:
+            self._scheduled = False
+        elif self._executor is None:
+            self._deliver(batch, execute(self._run, batch))
+            self._scheduled = False
+            self._schedule(loop)  # by way of the loop: sockets get their turn in between
+        else:
+            work = loop.run_in_executor(self._executor, execute, self._run, batch)
+            work.add_done_callback(lambda done: self._finished(loop, batch, done))
+
+    def _take(self) -> list[Entry]:
+        """The next batch, leaving out those whose client has gone."""
+        self._waiting = [entry for entry in self._waiting if not entry.future.done()]
+        chosen = select(self._waiting, self._settings.rows)
+        batch = [self._waiting[position] for position in chosen]
+        if chosen == list(range(len(chosen))):
+            del self._waiting[: len(chosen)]
+        else:
+            taken = set(chosen)
+            self._waiting = [e for p, e in enumerate(self._waiting) if p not in taken]
+        self._rows = sum(entry.rows for entry in self._waiting)
+        return batch
+
+    def _finished(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        batch: list[Entry],
+        done: asyncio.Future[list[Arrays | Exception]],
+    ) -> None:
+        if done.cancelled() or done.exception() is not None:
+            stopped = BackendFailure("the model's thread was stopped")
+            self._deliver(batch, [stopped] * len(batch))
+        else:
+            self._deliver(batch, done.result())
+        self._scheduled = False
+        self._schedule(loop)
+
+    @staticmethod
+    def _deliver(batch: Sequence[Entry], answers: Sequence[Arrays | Exception]) -> None:
+        for entry, answer in zip(batch, answers, strict=True):
+            if entry.future.done():
+                continue
+            if not isinstance(answer, Exception):
+                entry.future.set_result(answer)
+            elif isinstance(answer, ServingError):
+                entry.future.set_exception(answer)
+            else:
+                failure = BackendFailure(f"the model failed: {type(answer).__name__}")
+                failure.__cause__ = answer
+                entry.future.set_exception(failure)
+
+
+def _check_rows(answers: Arrays, rows: int) -> None:
+    for name, array in answers.items():
+        if not array.ndim or len(array) != rows:
+            raise BackendFailure(
+                f"output {name!r}: expected {rows} rows, the model gave shape {list(array.shape)}"
+            )

@@ -1,0 +1,288 @@
+"""Wire to request and answer to wire, JSON and binary tensors alike. Pure functions, no sockets.
+
+Liberal in what is accepted where it has one meaning (nested or flat data, unknown parameters),
+strict about values, which `tensor_data.py` reads and writes. Nothing here knows a model: whether a
+tensor is one of its inputs is the model's to say.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import orjson
+
+from pipeline.bundle.tensors import BY_PROTOCOL, TensorType
+from serving.errors import InvalidRequest, Unsupported
+from serving.protocol import (
+    InferRequest,
+    InferResponse,
+    Prediction,
+    Tensor,
+    TensorSpec,
+    WantedOutput,
+)
+from serving.tensor_data import (
+    MAX_TOLD,
+    from_bytes,
+    from_json,
+    from_texts,
+    kind_of,
+    to_bytes,
+    to_json,
+    told,
+    utf8,
+)
+
+MAX_RANK = 8
+MAX_TENSORS = 256
+MAX_ID = 1024
+
+LENGTH = re.compile(r"[0-9]{1,18}")
+
+
+def decode(body: bytes, header_length: str) -> InferRequest:
+    """A request from its body and the text of `Inference-Header-Content-Length` ('' if absent).
+
+    Raises `InvalidRequest` naming the tensor, what was expected and what came.
+    """
+    if not header_length:
+        return _request(_object(body), b"", 0, framed=False)
+    length = _header_length(header_length, len(body))
+    return _request(_object(body[:length]), body, length, framed=True)
+
+
+def is_raw(header_length: str) -> bool:
+    """Whether the whole body is the one input's data."""
+    return bool(header_length) and not header_length.strip("0")
+
+
+def decode_raw(body: bytes, inputs: Sequence[TensorSpec]) -> InferRequest:
+    """One row of the model's only input; every output is to come back binary."""
+    if len(inputs) != 1:
+        raise InvalidRequest(
+            f"Inference-Header-Content-Length 0 means one input's bytes; this model takes "
+            f"{', '.join(repr(i.name) for i in inputs)}"
+        )
+    spec = inputs[0]
+    kind = BY_PROTOCOL[spec.datatype]
+    shape = [1, *spec.shape[1:]]
+    if shape.count(-1) > 1:
+        raise InvalidRequest(f"input {spec.name!r}: raw bytes leave more than one axis open")
+    if -1 in shape:
+        row = int(np.prod([axis for axis in shape if axis != -1])) * max(1, kind.itemsize)
+        shape[shape.index(-1)] = len(body) // row if row else 0
+    if kind.itemsize:
+        array = from_bytes(spec.name, kind, shape, body, 0, len(body))
+    else:
+        array = np.array([utf8(spec.name, body)], object).reshape(shape)
+    return InferRequest((Tensor(spec.name, spec.datatype, array),), binary=True)
+
+
+def encode(request: InferRequest, response: InferResponse) -> tuple[list[bytes | memoryview], int]:
+    """(body parts, length of the JSON before binary tensors or -1 where all is JSON).
+
+    Raises `BackendFailure` where a value cannot be said in JSON.
+    """
+    outputs, tensors = [], []
+    for position, tensor in enumerate(response.outputs):
+        binary = request.outputs[position].binary if request.outputs else request.binary
+        shape = ",".join(map(str, tensor.array.shape))
+        head = b'{"name":%b,"datatype":"%b","shape":[%b],' % (
+            orjson.dumps(tensor.name),
+            tensor.datatype.encode(),
+            shape.encode(),
+        )
+        if binary:
+            payload = to_bytes(tensor)
+            tensors.append(payload)
+            outputs.append(head + b'"parameters":{"binary_data_size":%d}}' % len(payload))
+        else:
+            outputs.append(head + b'"data":%b}' % to_json(tensor))
+    identity = b'"id":%b,' % orjson.dumps(request.id) if request.id is not None else b""
+    text = (
+        b'{"model_name":"%b","model_version":"%b",%b"parameters":{"bundle":"%b"},"outputs":[%b]}'
+        % (
+            response.model_name.encode(),
+            response.model_version.encode(),
+            identity,
+            response.bundle.encode(),
+            b",".join(outputs),
+        )
+    )
+    return [text, *tensors], len(text) if tensors else -1
+
+
+def encode_prediction(prediction: Prediction) -> bytes:
+    """The answer of the door for people."""
+    return orjson.dumps(
+        {
+            "model_name": prediction.model_name,
+            "model_version": prediction.model_version,
+            "label": prediction.label,
+            "probabilities": dict(prediction.probabilities),
+            "parameters": {"bundle": prediction.bundle},
+        }
+    )
+
+
+def _header_length(text: str, available: int) -> int:
+    if not LENGTH.fullmatch(text) or int(text) > available:
+        raise InvalidRequest(
+            f"Inference-Header-Content-Length: expected 0 to {available}, the bytes of the body, "
+            f"got {text[:MAX_TOLD]!r}"
+        )
+    return int(text)
+
+
+def _object(text: bytes) -> dict[str, Any]:
+    try:
+        value = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequest(f"the body is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise InvalidRequest(f"the body: expected a JSON object, got {kind_of(value)}")
+    return value
+
+
+def _request(fields: dict[str, Any], body: bytes, offset: int, framed: bool) -> InferRequest:
+    identity = fields.get("id")
+    if identity is not None and (not isinstance(identity, str) or len(identity) > MAX_ID):
+        raise InvalidRequest(
+            f"id: expected a text of up to {MAX_ID} characters, got {told(identity)}"
+        )
+    binary = _flag(_parameters(fields, "the request"), "binary_data_output", "the request", False)
+    inputs = []
+    for number, item in enumerate(_list(fields, "inputs")):
+        name, parameters = _named(item, f"inputs[{number}]")
+        tensor, offset = _input(name, item, parameters, body, offset, framed)
+        inputs.append(tensor)
+    if not inputs:
+        raise InvalidRequest("inputs: expected at least one tensor, got none")
+    if framed and offset != len(body):
+        raise InvalidRequest(
+            f"the body: {len(body) - offset} bytes more than binary_data_size of the inputs says"
+        )
+    _check_unique([tensor.name for tensor in inputs], "input")
+    outputs: tuple[WantedOutput, ...] | None = None
+    if fields.get("outputs"):
+        outputs = tuple(
+            _wanted(item, f"outputs[{number}]", binary)
+            for number, item in enumerate(_list(fields, "outputs"))
+        )
+        _check_unique([output.name for output in outputs], "output")
+    elif fields.get("outputs", []) != []:
+        _list(fields, "outputs")
+    return InferRequest(tuple(inputs), outputs, binary, identity)
+
+
+def _input(
+    name: str,
+    item: dict[str, Any],
+    parameters: dict[str, Any],
+    body: bytes,
+    offset: int,
+    framed: bool,
+) -> tuple[Tensor, int]:
+    """(the tensor, where the next binary one begins)."""
+    where = f"input {name!r}"
+    kind = _datatype(item.get("datatype"), where)
+    shape = _shape(item.get("shape"), where)
+    size = parameters.get("binary_data_size")
+    if "shared_memory_region" in parameters:
+        raise Unsupported(f"{where}: shared memory is not offered here; send the data")
+    if size is None:
+        if "data" not in item:
+            raise InvalidRequest(f"{where}: expected 'data' or the parameter 'binary_data_size'")
+        return Tensor(name, kind.protocol, from_json(where, kind, shape, item["data"])), offset
+    if "data" in item:
+        raise InvalidRequest(f"{where}: expected 'data' or 'binary_data_size', got both")
+    if not framed:
+        raise InvalidRequest(
+            f"{where}: binary data needs the header Inference-Header-Content-Length, "
+            "the bytes of JSON"
+        )
+    if type(size) is not int or not 0 <= size <= len(body) - offset:
+        raise InvalidRequest(
+            f"{where}: binary_data_size: expected 0 to {len(body) - offset}, the bytes left in the "
+            f"body, got {told(size)}"
+        )
+    array = (
+        from_bytes(name, kind, shape, body, offset, size)
+        if kind.itemsize
+        else from_texts(where, shape, memoryview(body)[offset : offset + size])
+    )
+    return Tensor(name, kind.protocol, array), offset + size
+
+
+def _wanted(item: Any, where: str, binary: bool) -> WantedOutput:
+    name, parameters = _named(item, where)
+    if "classification" in parameters or "shared_memory_region" in parameters:
+        raise Unsupported(f"output {name!r}: classification and shared memory are not offered here")
+    return WantedOutput(name, _flag(parameters, "binary_data", f"output {name!r}", binary))
+
+
+def _named(item: Any, where: str) -> tuple[str, dict[str, Any]]:
+    if not isinstance(item, dict):
+        raise InvalidRequest(f"{where}: expected an object, got {kind_of(item)}")
+    name = item.get("name")
+    if not isinstance(name, str) or not name:
+        raise InvalidRequest(f"{where}: name: expected a text, got {told(name)}")
+    name = name[: MAX_TOLD * 4]
+    return name, _parameters(item, f"{where} {name[:MAX_TOLD]!r}")
+
+
+def _parameters(fields: dict[str, Any], where: str) -> dict[str, Any]:
+    parameters = fields.get("parameters")
+    if parameters is None:
+        return {}
+    if not isinstance(parameters, dict):
+        raise InvalidRequest(f"{where}: parameters: expected an object, got {kind_of(parameters)}")
+    return parameters
+
+
+def _flag(parameters: dict[str, Any], key: str, where: str, default: bool) -> bool:
+    value = parameters.get(key, default)
+    if not isinstance(value, bool):
+        raise InvalidRequest(f"{where}: {key}: expected true or false, got {told(value)}")
+    return value
+
+
+def _list(fields: dict[str, Any], key: str) -> list[Any]:
+    value = fields.get(key)
+    if not isinstance(value, list):
+        raise InvalidRequest(f"{key}: expected a list of tensors, got {kind_of(value)}")
+    if len(value) > MAX_TENSORS:
+        raise InvalidRequest(f"{key}: expected at most {MAX_TENSORS} tensors, got {len(value)}")
+    return value
+
+
+def _check_unique(names: list[str], what: str) -> None:
+    if len(set(names)) != len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InvalidRequest(f"{what} {twice!r}: expected once, got {names.count(twice)} times")
+
+
+def _datatype(value: Any, where: str) -> TensorType:
+    kind = BY_PROTOCOL.get(value) if isinstance(value, str) else None
+    if kind is None:
+        raise InvalidRequest(
+            f"{where}: datatype: expected one of {', '.join(BY_PROTOCOL)}, got {told(value)}"
+        )
+    return kind
+
+
+def _shape(value: Any, where: str) -> list[int]:
+    if not isinstance(value, list) or len(value) > MAX_RANK:
+        raise InvalidRequest(
+            f"{where}: shape: expected a list of up to {MAX_RANK} whole numbers, got {told(value)}"
+        )
+    for axis in value:
+        if type(axis) is not int or axis < 0:
+            raise InvalidRequest(
+                f"{where}: shape: expected whole numbers from 0, the batch included, "
+                f"got {told(value)}"
+            )
+    return value

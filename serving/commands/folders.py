@@ -1,0 +1,39 @@
+"""Where the commands find a bundle, and how they say that they did not."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+import click
+
+from pipeline.bundle.manifest import MANIFEST
+
+PROJECT_BUNDLES = Path("bundles")
+"""Where a project keeps what it built, relative to its folder."""
+
+
+def resolve_bundle(text: str) -> Path:
+    """The folder that PATH means: itself, or `bundles/PATH` of the project in this folder.
+
+    Raises `click.UsageError` naming the bundles there are.
+    """
+    path = Path(text)
+    if path.is_dir():
+        return path
+    beside = PROJECT_BUNDLES / text
+    if len(path.parts) == 1 and beside.is_dir():
+        return beside
+    known = sorted(p.parent.name for p in PROJECT_BUNDLES.glob(f"*/{MANIFEST}"))
+    hint = f"; bundles here: {', '.join(known)}" if known else ""
+    if path.exists():
+        raise click.UsageError(f"{text}: not a folder; a bundle is a folder with a {MANIFEST}")
+    raise click.UsageError(f"{text}: no such folder, and no {beside}{hint}")
+
+
+def fail(message: object) -> NoReturn:
+    """Say what went wrong, a line each, and leave with exit code 1."""
+    for line in str(message).splitlines():
+        click.echo(f"error: {line}", err=True)
+    sys.exit(1)

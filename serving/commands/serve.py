@@ -1,0 +1,82 @@
+"""`slipway serve`: a bundle, or a repository of them, over HTTP."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipeline.config import ConfigError, build
+from serving.commands.folders import fail, resolve_bundle
+from serving.config import Settings, load
+
+
+@click.command()
+@click.argument("path")
+@click.option("--host", help="Address to listen on.  [default: 127.0.0.1]")
+@click.option("--port", type=int, help="TCP port; 0 takes a free one.  [default: 8000]")
+@click.option(
+    "--provider",
+    type=click.Choice(["cpu", "prefer", "require"]),
+    help="CUDA: never, where it is there, or not without it.  [default: cpu]",
+)
+@click.option("--threads", type=int, help="Threads within one operator.  [default: 1]")
+@click.option(
+    "--insecure-public",
+    is_flag=True,
+    default=None,
+    help="Listen beyond this machine although there are no keys and no TLS.",
+)
+@click.option("--access-log/--no-access-log", default=None, help="A JSON line a request on stdout.")
+@click.option("--drain", type=float, metavar="SECONDS", help="Patience at the end.  [default: 10]")
+@click.option(
+    "--notice",
+    type=float,
+    metavar="SECONDS",
+    help="Unready this long before closing.  [default: 0]",
+)
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="TOML file with any setting of serving/config.py; options win over it.",
+)
+def command(path: str, config: Path | None, **options: Any) -> None:
+    """Serve the bundle or repository at PATH over the Open Inference Protocol V2.
+
+    PATH is a bundle's folder, a repository NAME/VERSION/ of them, or the bare name of one in
+    ./bundles.
+    """
+    folder = resolve_bundle(path)
+    try:
+        settings = with_options(load(config) if config else Settings(), options)
+        from serving.app import StartError, serve
+        from serving.errors import ModelRefused
+    except ConfigError as error:
+        raise click.UsageError(str(error)) from error
+    try:
+        serve(folder, settings)
+    except ConfigError as error:
+        raise click.UsageError(str(error)) from error
+    except (StartError, ModelRefused) as error:
+        fail(error)
+
+
+def with_options(settings: Settings, options: dict[str, Any]) -> Settings:
+    """The settings with every option that was given put in its place."""
+    places = {
+        "host": ("http", "host"),
+        "port": ("http", "port"),
+        "insecure_public": ("http", "insecure_public"),
+        "access_log": ("http", "access_log"),
+        "provider": ("runtime", "provider"),
+        "threads": ("runtime", "intra_threads"),
+        "drain": (None, "drain_seconds"),
+        "notice": (None, "notice_seconds"),
+    }
+    values = settings.model_dump()
+    for option, value in options.items():
+        if value is not None:
+            section, key = places[option]
+            (values[section] if section else values)[key] = value
+    return build(Settings, values, "settings")

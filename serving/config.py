@@ -1,0 +1,129 @@
+"""What is true of one deployment only: addresses, limits, threads. Every number has its unit."""
+
+from __future__ import annotations
+
+import ipaddress
+import tomllib
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from pipeline.config import ConfigError, Section, build
+
+
+class HttpSettings(Section):
+    """The HTTP door: where it listens and how much it puts up with."""
+
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8000, ge=0, le=65535, description="TCP port; 0 takes a free one")
+    insecure_public: bool = Field(
+        False, description="listen beyond this machine although there are no keys and no TLS yet"
+    )
+    backlog: int = Field(1024, ge=1, description="connections the kernel holds until accepted")
+    connections: int = Field(1024, ge=1, description="open connections; one more is answered 503")
+    pipelined: int = Field(
+        16, ge=1, description="requests of one connection that may wait their turn"
+    )
+    header_bytes: int = Field(32 << 10, ge=1024, description="bytes of request line and headers")
+    header_count: int = Field(100, ge=1, description="headers of one request")
+    body_bytes: int = Field(64 << 20, ge=1, description="bytes of one request's body")
+    body_chunks: int = Field(65_536, ge=1, description="chunks of one chunked body")
+    header_seconds: float = Field(5.0, gt=0, description="seconds from first byte to last header")
+    body_seconds: float = Field(30.0, gt=0, description="seconds from last header to end of body")
+    idle_seconds: float = Field(60.0, gt=0, description="seconds an idle connection is kept")
+    write_seconds: float = Field(
+        30.0, gt=0, description="seconds a client may take without reading anything of its answer"
+    )
+    access_log: bool = Field(True, description="one JSON line a request, on standard output")
+
+
+class BatchSettings(Section):
+    """How requests share one run of the model."""
+
+    rows: int = Field(64, ge=1, description="most rows joined into one run")
+    request_rows: int = Field(1024, ge=1, description="most rows one request may bring")
+    queue_requests: int = Field(1024, ge=1, description="requests that may wait; one more gets 503")
+    queue_rows: int = Field(8192, ge=1, description="rows that may wait; more get 503")
+    slow_ms: float = Field(
+        10.0,
+        ge=0,
+        description="milliseconds one run of the golden rows may take before the model "
+        "moves from the event loop to a thread of its own",
+    )
+
+
+class GraphSettings(Section):
+    """What a graph may be before ONNX Runtime sees a byte of it."""
+
+    model_bytes: int = Field((2 << 30) - 1, ge=1, description="bytes of the file")
+    min_opset: int = Field(11, ge=1, description="oldest operator set")
+    max_opset: int = Field(26, ge=1, description="newest operator set")
+    min_ir: int = Field(4, ge=3, description="oldest ONNX file format")
+    max_ir: int = Field(13, ge=3, description="newest ONNX file format")
+    nodes: int = Field(20_000, ge=1, description="nodes, subgraphs included")
+    expanded_nodes: int = Field(200_000, ge=1, description="nodes once local functions are inlined")
+    nesting: int = Field(8, ge=0, description="subgraphs within one another")
+    domains: tuple[str, ...] = Field(
+        ("", "ai.onnx", "ai.onnx.ml", "com.microsoft"), description="operator domains"
+    )
+    forbidden_operators: tuple[str, ...] = Field(
+        ("Loop", "Scan"), description="operators that can run without end"
+    )
+
+
+class RuntimeSettings(Section):
+    """The session: where it runs and with how many threads."""
+
+    provider: Literal["cpu", "prefer", "require"] = Field(
+        "cpu",
+        description="CUDA policy: never; if it is there, said loudly if not; or refuse to start",
+    )
+    device: int = Field(0, ge=0, description="CUDA device number")
+    intra_threads: int = Field(1, ge=1, description="threads within one operator")
+    inter_threads: int = Field(1, ge=1, description="operators run at the same time")
+    constant_folding_bytes: int = Field(
+        16 << 20, ge=0, description="largest tensor computed while loading, in bytes"
+    )
+    function_nodes: int = Field(
+        200_000, ge=1, description="nodes ONNX Runtime may inline from local functions"
+    )
+
+
+class Settings(Section):
+    """Everything `slipway serve` can be told."""
+
+    http: HttpSettings = HttpSettings()
+    batching: BatchSettings = BatchSettings()
+    graph: GraphSettings = GraphSettings()
+    runtime: RuntimeSettings = RuntimeSettings()
+    variant: str = Field("fp32", description="which admitted form of the graph is served")
+    finite_inputs: bool = Field(True, description="refuse NaN and infinity in float inputs")
+    notice_seconds: float = Field(
+        0.0, ge=0, description="seconds between unready and closing the door, for load balancers"
+    )
+    drain_seconds: float = Field(10.0, ge=0, description="seconds for what is in flight at the end")
+
+
+def load(path: Path) -> Settings:
+    """Settings from a TOML file. Raises `ConfigError` with a line for each mistake."""
+    try:
+        values = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from error
+    return build(Settings, values, path.name)
+
+
+def check_address(settings: HttpSettings) -> None:
+    """Raise `ConfigError` for an address that strangers can reach, unless it is insisted on."""
+    try:
+        loopback = settings.host == "localhost" or ipaddress.ip_address(settings.host).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback and not settings.insecure_public:
+        raise ConfigError(
+            f"host {settings.host!r} can be reached from other machines, and there are no keys or "
+            "TLS to guard it: stay on 127.0.0.1 behind a gateway, or insist with --insecure-public"
+        )

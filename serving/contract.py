@@ -1,0 +1,109 @@
+"""What a model accepts: its manifest's inputs, held against what a request brings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from pipeline.bundle.manifest import Input, Output, Tensor
+from pipeline.bundle.tensors import BY_NUMPY, TensorType
+from serving.config import Settings
+from serving.errors import InvalidRequest
+from serving.protocol import InferRequest
+from serving.protocol import Tensor as WireTensor
+
+
+class Contract:
+    """The inputs a model accepts and the outputs it has, as its manifest declares them."""
+
+    def __init__(
+        self, inputs: tuple[Input, ...], outputs: tuple[Output, ...], settings: Settings
+    ) -> None:
+        self.inputs = {tensor.name: tensor for tensor in inputs}
+        self.outputs = {tensor.name: tensor for tensor in outputs}
+        self._types = {t.name: BY_NUMPY[t.dtype] for t in (*inputs, *outputs)}
+        self._max_rows = settings.batching.request_rows
+        self._finite = settings.finite_inputs
+
+    def type(self, name: str) -> TensorType:
+        """The element type of a tensor of this model."""
+        return self._types[name]
+
+    def arrays(self, request: InferRequest) -> tuple[dict[str, np.ndarray], int]:
+        """(inputs by name, rows). Raises `InvalidRequest` with what was expected and what came."""
+        given: dict[str, np.ndarray] = {}
+        for tensor in request.inputs:
+            declared = self.inputs.get(tensor.name)
+            if declared is None:
+                raise InvalidRequest(
+                    f"input {tensor.name!r}: not an input of this model; expected {self.told()}"
+                )
+            self._check(declared, tensor)
+            given[tensor.name] = tensor.array
+        for name, declared in self.inputs.items():
+            if name not in given:
+                raise InvalidRequest(f"input {name!r}: missing; expected {self._told(declared)}")
+        # In the manifest's order, whatever order they came in: neighbours in a batch must agree.
+        return {name: given[name] for name in self.inputs}, self._rows(given)
+
+    def wanted(self, request: InferRequest) -> tuple[str, ...]:
+        """The outputs to send, in order. Raises `InvalidRequest` for one there is not."""
+        if request.outputs is None:
+            return tuple(self.outputs)
+        for output in request.outputs:
+            if output.name not in self.outputs:
+                raise InvalidRequest(
+                    f"output {output.name!r}: not an output of this model; "
+                    f"expected {', '.join(repr(name) for name in self.outputs)}"
+                )
+        return tuple(output.name for output in request.outputs)
+
+    def told(self) -> str:
+        """Every input with its type and shape, for messages."""
+        return ", ".join(f"{name!r} {self._told(t)}" for name, t in self.inputs.items())
+
+    def _check(self, declared: Input, tensor: WireTensor) -> None:
+        shape = tensor.array.shape
+        if tensor.datatype != self._types[declared.name].protocol or not fits(declared, shape):
+            hint = ""
+            if len(shape) == len(declared.shape) - 1 and fits(declared, (1, *shape)):
+                hint = "; the first axis counts rows"
+            raise InvalidRequest(
+                f"input {declared.name!r}: expected {self._told(declared)}, "
+                f"got {tensor.datatype} {list(shape)}{hint}"
+            )
+        if (
+            self._finite
+            and tensor.array.dtype.kind == "f"
+            and not bool(np.isfinite(tensor.array).all())
+        ):
+            raise InvalidRequest(
+                f"input {declared.name!r}: expected finite numbers, got NaN or infinity"
+            )
+
+    def _rows(self, given: Mapping[str, np.ndarray]) -> int:
+        counts = {name: len(array) for name, array in given.items()}
+        (first, rows), *others = counts.items()
+        if not 1 <= rows <= self._max_rows:
+            raise InvalidRequest(
+                f"input {first!r}: expected 1 to {self._max_rows} rows, got {rows}"
+            )
+        for name, count in others:
+            if count != rows:
+                raise InvalidRequest(
+                    f"input {name!r}: expected {rows} rows as in {first!r}, got {count}"
+                )
+        return rows
+
+    def _told(self, tensor: Tensor) -> str:
+        shape = ["n" if a == "batch" else str(a) for a in tensor.shape]
+        return f"{self._types[tensor.name].protocol} [{','.join(shape)}]"
+
+
+def fits(declared: Tensor, shape: tuple[int, ...]) -> bool:
+    """Whether a shape is the declared one, any size standing where an axis is free."""
+    return len(shape) == len(declared.shape) and all(
+        isinstance(wanted, str) or wanted == axis
+        for wanted, axis in zip(declared.shape, shape, strict=True)
+    )

@@ -1,0 +1,114 @@
+"""Live, ready, metadata, infer, predict: the only way in, whatever the door."""
+
+from __future__ import annotations
+
+import orjson
+
+from pipeline.bundle.manifest import Tensor
+from pipeline.bundle.tensors import BY_NUMPY
+from serving.errors import NotReady
+from serving.model import Model
+from serving.protocol import (
+    IndexEntry,
+    InferRequest,
+    InferResponse,
+    ModelMetadata,
+    Prediction,
+    TensorSpec,
+)
+from serving.repository import Repository, State
+
+
+class DataPlane:
+    """What can be asked of a server. Names and versions are texts, as the doors have them."""
+
+    def __init__(self, repository: Repository) -> None:
+        self._repository = repository
+
+    def live(self) -> bool:
+        """Whether this process answers at all."""
+        return True
+
+    def ready(self) -> bool:
+        """Whether this server should be sent requests."""
+        return self._repository.ready()
+
+    def leave(self) -> None:
+        """From now on unready; what comes in all the same is still answered."""
+        self._repository.drain()
+
+    def model_ready(self, name: str, version: str | None) -> None:
+        """Raises `NotFound` or `NotReady` with the reason."""
+        slot, _ = self._repository.get(name, version)
+        if slot.state is not State.READY:
+            raise NotReady(f"model {slot.name!r} version {slot.version} is {slot.state.value}")
+
+    def models(self) -> list[str]:
+        """The names of the models."""
+        return self._repository.names()
+
+    def index(self, ready_only: bool) -> list[IndexEntry]:
+        """Every version with its state."""
+        return self._repository.index(ready_only)
+
+    def metadata(self, name: str, version: str | None) -> ModelMetadata:
+        """What a model is. Raises `NotFound` or `NotReady`."""
+        _, model = self._repository.get(name, version)
+        return ModelMetadata(
+            name=name,
+            versions=self._repository.versions(name),
+            inputs=tuple(_spec(tensor) for tensor in model.manifest.inputs),
+            outputs=tuple(_spec(tensor) for tensor in model.manifest.outputs),
+            properties=_properties(model),
+        )
+
+    async def infer(self, name: str, version: str | None, request: InferRequest) -> InferResponse:
+        """Run a model. Raises `NotFound`, `NotReady` and what `Model.infer` raises."""
+        slot, model = self._repository.get(name, version)
+        outputs = await model.infer(request)
+        return InferResponse(slot.name, str(slot.version), model.bundle.digest, outputs)
+
+    def find(self, name: str, version: str | None) -> None:
+        """Raises `NotFound` or `NotReady` unless the model answers."""
+        self._repository.get(name, version)
+
+    def inputs(self, name: str, version: str | None) -> tuple[TensorSpec, ...]:
+        """What the model takes, without the rest of its metadata."""
+        _, model = self._repository.get(name, version)
+        return tuple(_spec(tensor) for tensor in model.manifest.inputs)
+
+    async def predict(
+        self, name: str, version: str | None, payload: bytes, invert: bool
+    ) -> Prediction:
+        """Labels and probabilities for one file's bytes."""
+        slot, model = self._repository.get(name, version)
+        label, probabilities = await model.predict(payload, invert)
+        return Prediction(slot.name, str(slot.version), model.bundle.digest, label, probabilities)
+
+
+def _spec(tensor: Tensor) -> TensorSpec:
+    shape = tuple(-1 if isinstance(axis, str) else axis for axis in tensor.shape)
+    return TensorSpec(tensor.name, BY_NUMPY[tensor.dtype].protocol, shape)
+
+
+def _properties(model: Model) -> dict[str, str]:
+    """Texts by name, as the protocol wants them; what is no text is told as JSON."""
+    manifest = model.manifest
+    properties = {
+        "bundle": model.bundle.digest,
+        "task": manifest.task,
+        "variant": model.variant,
+        "opset": str(manifest.variants[model.variant].opset),
+        "provider_requested": model.session.requested,
+        "provider": model.session.provider,
+    }
+    labels = next((output.labels for output in manifest.outputs if output.labels), None)
+    if labels:
+        properties["labels"] = orjson.dumps(labels).decode()
+    for source in manifest.inputs:
+        if source.decoder:
+            properties["decoder"] = source.decoder.model_dump_json()
+    for key, value in (model.bundle.lineage or {}).items():
+        told = value if isinstance(value, str) else orjson.dumps(value).decode()
+        properties[f"lineage.{key}"] = told
+    return properties

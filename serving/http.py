@@ -1,0 +1,327 @@
+"""HTTP/1.1 on asyncio: the connections, their order, their deadlines and their end.
+
+Requests of one connection are answered one after the other, in order; what is read ahead is
+bounded. Every wait has a deadline, kept by one sweep over all connections instead of a timer each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections import deque
+from collections.abc import Awaitable
+from email.utils import formatdate
+from functools import lru_cache
+from http import HTTPStatus
+from math import inf
+from typing import cast
+
+from serving.config import HttpSettings
+from serving.http_reader import Reading, Received, RequestReader
+from serving.rest import Handler, Request, Response, failure
+from serving.telemetry import AccessLog, log
+
+SWEEP_SECONDS = 0.25
+LINGER_SECONDS = 2.0
+"""How long a refused client may go on sending: closed at once, it would miss the refusal."""
+
+JOIN_BYTES = 64 << 10
+"""Answers up to this size are sent as one piece; larger ones are not copied together."""
+
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+class Connection(asyncio.Protocol):
+    """One client. Everything here happens on the event loop."""
+
+    def __init__(self, server: HttpServer) -> None:
+        self._server = server
+        self._limits = server.settings
+        self._loop = server.loop
+        self._transport: asyncio.Transport
+        self._reader = RequestReader(server.settings)
+        self._waiting: deque[tuple[Received, float] | Response] = deque()
+        self._task: asyncio.Future[Response] | None = None
+        self._answering: tuple[Received, float] | None = None
+        self._paused_reading = False
+        self._paused_writing = False
+        self._unsent = 0
+        self._read_deadline = inf
+        self._write_deadline = inf
+
+    # What the transport calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's does not inherit it
+        self._read_deadline = self._loop.time() + self._limits.idle_seconds
+        if not self._server.admit(self):
+            self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "too many connections")
+
+    def data_received(self, data: bytes) -> None:
+        before = self._reader.state
+        if before is Reading.CLOSED:
+            return
+        found = self._reader.feed(data)
+        if found:
+            now = time.perf_counter()
+            self._waiting.extend(
+                (item, now) if isinstance(item, Received) else item for item in found
+            )
+        if found or self._reader.state is not before:
+            self._set_read_deadline()
+        if self._reader.continue_wanted and not self._busy:
+            # Only where it cannot overtake an answer; the client sends after a moment anyway.
+            self._reader.continue_wanted = False
+            self._transport.write(CONTINUE)
+        if len(self._waiting) >= self._limits.pipelined and not self._paused_reading:
+            self._paused_reading = True
+            self._transport.pause_reading()
+            self._read_deadline = inf  # the client cannot help it
+        self._answer_next()
+
+    def eof_received(self) -> bool:
+        """The client sends no more, yet may still read: its last answers are worth sending."""
+        self._stop_reading()
+        return self._busy
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._stop_reading()
+        self._waiting.clear()
+        if self._task:
+            self._task.cancel()
+        self._server.forget(self)
+
+    def pause_writing(self) -> None:
+        self._paused_writing = True
+        self._unsent = self._transport.get_write_buffer_size()
+        self._write_deadline = self._loop.time() + self._limits.write_seconds
+
+    def resume_writing(self) -> None:
+        self._paused_writing = False
+        self._write_deadline = inf
+        self._answer_next()
+
+    # The reading side
+
+    def _set_read_deadline(self) -> None:
+        state = self._reader.state
+        if state is Reading.HEAD:
+            self._read_deadline = self._loop.time() + self._limits.header_seconds
+        elif state is Reading.BODY:
+            self._read_deadline = self._loop.time() + self._limits.body_seconds
+        else:  # nothing is awaited until the answers are out
+            self._read_deadline = inf
+
+    def _stop_reading(self) -> None:
+        self._reader.close()
+        self._read_deadline = inf
+
+    def _refuse(self, status: HTTPStatus, message: str) -> None:
+        """The last thing this connection is told, after the answers that are still due."""
+        headers = (("Retry-After", "1"),) if status is HTTPStatus.SERVICE_UNAVAILABLE else ()
+        self._stop_reading()
+        self._waiting.append(failure(status, message, headers))
+        self._answer_next()
+
+    # The answering side
+
+    @property
+    def _busy(self) -> bool:
+        return self._task is not None or bool(self._waiting)
+
+    def _answer_next(self) -> None:
+        while self._waiting and self._task is None and not self._paused_writing:
+            if self._transport.is_closing():
+                return
+            due = self._waiting.popleft()
+            if isinstance(due, Response):
+                self._send(due, None, close=True)
+                self._linger()
+                return
+            self._answering = due
+            answer = self._handled(due[0].request)
+            if isinstance(answer, Response):
+                self._answered(answer)
+            else:
+                self._task = asyncio.ensure_future(answer)
+                self._task.add_done_callback(self._finished)
+        if self._paused_reading and len(self._waiting) < self._limits.pipelined:
+            self._paused_reading = False
+            self._transport.resume_reading()
+            self._set_read_deadline()
+
+    def _handled(self, request: Request) -> Response | Awaitable[Response]:
+        try:
+            return self._server.handler(request)
+        except Exception as error:  # a handler answers for itself; this is the last net
+            return _internal(error)
+
+    def _finished(self, task: asyncio.Future[Response]) -> None:
+        self._task = None
+        if task.cancelled():
+            self._transport.abort()
+            return
+        error = task.exception()
+        self._answered(_internal(error) if error else task.result())
+        self._answer_next()
+
+    def _answered(self, answer: Response) -> None:
+        assert self._answering is not None
+        last = (
+            not self._answering[0].keep_alive
+            or self._server.draining
+            or (self._reader.state is Reading.CLOSED and not self._waiting)
+        )
+        self._send(answer, self._answering, close=last)
+        self._answering = None
+        if last:
+            self._waiting.clear()
+            self._stop_reading()
+            self._transport.close()
+        elif self._reader.state is Reading.IDLE and not self._waiting:
+            self._read_deadline = self._loop.time() + self._limits.idle_seconds
+
+    def _send(self, answer: Response, asked: tuple[Received, float] | None, close: bool) -> None:
+        if self._transport.is_closing():
+            return
+        size = sum(len(part) for part in answer.body)
+        request_id = asked[0].request.headers.get("x-request-id", "") if asked else ""
+        head = [_head(answer.status, answer.content_type), self._server.date, b"%d\r\n" % size]
+        head += [f"{name}: {value}\r\n".encode("latin-1") for name, value in answer.headers]
+        if request_id:
+            head.append(b"X-Request-ID: %b\r\n" % request_id.encode("latin-1"))
+        head.append(b"Connection: close\r\n\r\n" if close else b"Connection: keep-alive\r\n\r\n")
+        bodyless = asked is not None and asked[0].request.method == "HEAD"
+        parts = head if bodyless else [*head, *answer.body]
+        if size <= JOIN_BYTES:
+            self._transport.write(b"".join(parts))
+        else:
+            self._transport.writelines(parts)
+        if asked:
+            received, start = asked
+            self._server.access_log.request(
+                received.request.method,
+                received.request.path,
+                answer.status,
+                time.perf_counter() - start,
+                len(received.request.body),
+                size,
+                request_id,
+            )
+
+    def _linger(self) -> None:
+        """Say that no more comes, and let the client finish sending into the void."""
+        self._stop_reading()
+        if self._paused_reading:
+            self._paused_reading = False
+            self._transport.resume_reading()
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        self._read_deadline = self._loop.time() + LINGER_SECONDS
+
+    # The server's sweep and end
+
+    def sweep(self, now: float) -> None:
+        """Act on the deadlines that have passed."""
+        if now > self._write_deadline:
+            unsent = self._transport.get_write_buffer_size()
+            if unsent >= self._unsent:
+                self._transport.abort()
+                return
+            self._unsent, self._write_deadline = unsent, now + self._limits.write_seconds
+        if now <= self._read_deadline:
+            return
+        match self._reader.state:
+            case Reading.IDLE:
+                self._transport.close()
+            case Reading.CLOSED:
+                self._transport.abort()
+            case Reading.HEAD:
+                self._late("headers", self._limits.header_seconds)
+            case Reading.BODY:
+                self._late("body", self._limits.body_seconds)
+
+    def _late(self, what: str, seconds: float) -> None:
+        self._refuse(HTTPStatus.REQUEST_TIMEOUT, f"the {what} did not arrive within {seconds:g} s")
+
+    def leave(self) -> None:
+        """Close if nothing is on its way in or out; else the next answer is the last."""
+        if not self._busy and self._reader.state in (Reading.IDLE, Reading.CLOSED):
+            self._stop_reading()
+            self._transport.close()
+
+    def abort(self) -> None:
+        """Close at once."""
+        self._transport.abort()
+
+
+class HttpServer:
+    """The listening socket and the connections it brought."""
+
+    def __init__(self, handler: Handler, settings: HttpSettings, access_log: AccessLog) -> None:
+        self.handler = handler
+        self.settings = settings
+        self.access_log = access_log
+        self.loop = asyncio.get_running_loop()
+        self.draining = False
+        self.date = _date()
+        self._connections: set[Connection] = set()
+        self._listener: asyncio.Server | None = None
+        self._sweeper = self.loop.call_later(SWEEP_SECONDS, self._sweep)
+
+    async def start(self, sock: socket.socket) -> None:
+        """Accept connections on a bound socket."""
+        self._listener = await self.loop.create_server(
+            lambda: Connection(self), sock=sock, backlog=self.settings.backlog
+        )
+
+    def admit(self, connection: Connection) -> bool:
+        """Count a connection in; false where there are too many."""
+        self._connections.add(connection)
+        return len(self._connections) <= self.settings.connections
+
+    def forget(self, connection: Connection) -> None:
+        """Count a connection out."""
+        self._connections.discard(connection)
+
+    async def drain(self, seconds: float) -> bool:
+        """Stop accepting, let what is in flight finish, then close. False if time ran out."""
+        self.draining = True
+        if self._listener:
+            self._listener.close()
+        end = self.loop.time() + seconds
+        while self._connections and self.loop.time() < end:
+            for connection in list(self._connections):
+                connection.leave()
+            await asyncio.sleep(0.02)
+        clean = not self._connections
+        for connection in list(self._connections):
+            connection.abort()
+        self._sweeper.cancel()
+        self.access_log.flush()
+        return clean
+
+    def _sweep(self) -> None:
+        now = self.loop.time()
+        self.date = _date()
+        for connection in list(self._connections):
+            connection.sweep(now)
+        self.access_log.flush()
+        self._sweeper = self.loop.call_later(SWEEP_SECONDS, self._sweep)
+
+
+@lru_cache(maxsize=256)
+def _head(status: int, content_type: str) -> bytes:
+    """Everything of an answer's head that depends on nothing else; ends within the date."""
+    phrase = HTTPStatus(status).phrase
+    return f"HTTP/1.1 {status} {phrase}\r\nContent-Type: {content_type}\r\nDate: ".encode()
+
+
+def _date() -> bytes:
+    return f"{formatdate(usegmt=True)}\r\nContent-Length: ".encode()
+
+
+def _internal(error: BaseException) -> Response:
+    log("error", "internal error", kind=type(error).__name__)
+    return failure(HTTPStatus.INTERNAL_SERVER_ERROR, "internal error; the server's log has it")

@@ -1,0 +1,202 @@
+"""Bytes to HTTP requests, without sockets or clocks: the parser, its limits and its refusals.
+
+What has two readings is refused rather than guessed at: where a request ends must be the same to
+this server and to whatever stands before it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from http import HTTPStatus
+
+import httptools
+
+from serving.config import HttpSettings
+from serving.rest import Request, Response, failure
+
+# Given twice, these change where a request ends or what its bytes mean.
+SINGLE_HEADERS = (
+    b"content-length",
+    b"transfer-encoding",
+    b"host",
+    b"inference-header-content-length",
+)
+
+
+class Reading(Enum):
+    """Where a connection's incoming side stands."""
+
+    IDLE = "between requests"
+    HEAD = "within a request's head"
+    BODY = "within a request's body"
+    CLOSED = "nothing more is read"
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A whole request, and whether another may follow on the connection."""
+
+    request: Request
+    keep_alive: bool
+
+
+class _Stop(Exception):
+    """Ends the parsing of what is refused."""
+
+
+class RequestReader:
+    """One connection's incoming side. Feed it bytes; it gives requests, or why there are none."""
+
+    def __init__(self, limits: HttpSettings) -> None:
+        self.state = Reading.IDLE
+        self.continue_wanted = False
+        self._limits = limits
+        self._parser = httptools.HttpRequestParser(self)
+        self._found: list[Received | Response] = []
+        self._refusal: Response | None = None
+        self._begin()
+
+    def feed(self, data: bytes) -> list[Received | Response]:
+        """The requests that `data` completes. A `Response` is a refusal, and nothing follows it."""
+        if self.state is Reading.CLOSED:
+            return []
+        if self.state is Reading.IDLE:
+            self.state = Reading.HEAD
+        if self.state is Reading.HEAD:
+            self._unparsed_bytes += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            # Another protocol was offered and is not taken up; what follows may be that protocol.
+            self.close()
+        except Exception as error:  # the parser wraps whatever stopped it
+            self._refuse(
+                self._refusal
+                or failure(HTTPStatus.BAD_REQUEST, f"not HTTP/1.1 this server accepts: {error}")
+            )
+        else:
+            if self.state is Reading.HEAD and self._unparsed_bytes > self._limits.header_bytes:
+                self._refuse(self._long_head())
+        found, self._found = self._found, []
+        return found
+
+    def close(self) -> None:
+        """Read nothing more."""
+        self.state = Reading.CLOSED
+
+    # What the parser calls
+
+    def on_message_begin(self) -> None:
+        if self.state is Reading.CLOSED:
+            raise _Stop
+        self.state = Reading.HEAD
+        self._begin()
+
+    def on_url(self, url: bytes) -> None:
+        self._target += url
+        self._count_head(len(url))
+
+    def on_header(self, name: bytes, value: bytes | None) -> None:
+        value = value or b""
+        self._count_head(len(name) + len(value) + 4)
+        self._header_count += 1
+        if self._header_count > self._limits.header_count:
+            self._stop(
+                HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+                f"more than {self._limits.header_count} headers",
+            )
+        if self.state is Reading.BODY:
+            return  # a trailer: counted, but too late to mean anything
+        name = name.lower()
+        if name in SINGLE_HEADERS and name in self._headers:
+            self._stop(HTTPStatus.BAD_REQUEST, f"header {name.decode()!r} is given twice")
+        self._headers[name] = value
+
+    def on_headers_complete(self) -> None:
+        length = self._headers.get(b"content-length")
+        coding = self._headers.get(b"transfer-encoding")
+        if length is not None and coding is not None:
+            self._stop(
+                HTTPStatus.BAD_REQUEST, "both Content-Length and Transfer-Encoding are given"
+            )
+        if coding is not None and coding.strip().lower() != b"chunked":
+            self._stop(HTTPStatus.BAD_REQUEST, "Transfer-Encoding: expected chunked alone")
+        if length is not None and int(length) > self._limits.body_bytes:
+            self._stop_large_body(f"{int(length)} bytes")
+        expectation = self._headers.get(b"expect", b"").lower()
+        if expectation not in (b"", b"100-continue"):
+            self._stop(HTTPStatus.EXPECTATION_FAILED, "Expect: only 100-continue is known")
+        self.continue_wanted = bool(expectation)
+        self.state = Reading.BODY
+
+    def on_chunk_header(self) -> None:
+        self._chunks += 1
+        if self._chunks > self._limits.body_chunks:
+            self._stop(HTTPStatus.BAD_REQUEST, f"more than {self._limits.body_chunks} chunks")
+
+    def on_body(self, piece: bytes) -> None:
+        self.continue_wanted = False
+        self._body_bytes += len(piece)
+        if self._body_bytes > self._limits.body_bytes:
+            self._stop_large_body("more")
+        self._body.append(piece)
+
+    def on_message_complete(self) -> None:
+        keep_alive = self._parser.should_keep_alive()
+        self._found.append(Received(self._request(), keep_alive))
+        self._begin()
+        self.state = Reading.IDLE if keep_alive else Reading.CLOSED
+
+    # What it is made of
+
+    def _begin(self) -> None:
+        self._target = b""
+        self._headers: dict[bytes, bytes] = {}
+        self._header_count = 0
+        self._head_bytes = 0
+        self._unparsed_bytes = 0
+        self._body: list[bytes] = []
+        self._body_bytes = 0
+        self._chunks = 0
+        self.continue_wanted = False
+
+    def _request(self) -> Request:
+        target, _, query = self._target.partition(b"?")
+        if not target.startswith(b"/") and b"://" in target:  # the form meant for proxies
+            target = b"/" + target.split(b"://", 1)[1].partition(b"/")[2]
+        return Request(
+            self._parser.get_method().decode("latin-1"),
+            target.decode("latin-1"),
+            query.decode("latin-1"),
+            {k.decode("latin-1"): v.decode("latin-1") for k, v in self._headers.items()},
+            self._body[0] if len(self._body) == 1 else b"".join(self._body),
+        )
+
+    def _count_head(self, size: int) -> None:
+        self._head_bytes += size
+        if self._head_bytes > self._limits.header_bytes:
+            self._refusal = self._long_head()
+            raise _Stop
+
+    def _long_head(self) -> Response:
+        return failure(
+            HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+            f"request line and headers: at most {self._limits.header_bytes} bytes are read",
+        )
+
+    def _stop(self, status: HTTPStatus, message: str) -> None:
+        self._refusal = failure(status, message)
+        raise _Stop
+
+    def _stop_large_body(self, size: str) -> None:
+        self._stop(
+            HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+            f"the body: at most {self._limits.body_bytes} bytes are accepted, got {size}",
+        )
+
+    def _refuse(self, refusal: Response) -> None:
+        # After a request that was to be the last, what follows is nobody's business.
+        if self.state is not Reading.CLOSED:
+            self.close()
+            self._found.append(refusal)

@@ -1,0 +1,231 @@
+"""One loaded model: what it accepts, proof that it answers as trained, and its answers."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.bundle import golden
+from pipeline.bundle.decode import DecodeError, Decoder, decode
+from pipeline.bundle.manifest import Bundle, BundleError, Input, Manifest, Output, Variant
+from serving import graph
+from serving.batching import Arrays, Batcher
+from serving.config import Settings
+from serving.contract import Contract, fits
+from serving.errors import BackendFailure, InvalidRequest, ModelRefused, Overloaded, Unsupported
+from serving.protocol import InferRequest
+from serving.protocol import Tensor as WireTensor
+from serving.runtime import Session, open_session
+
+MAX_DECODING = 64
+"""Files that may wait to be decoded, each held in memory whole."""
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What replaying the golden rows showed: differences by output, and seconds for all rows."""
+
+    rows: int
+    differences: Mapping[str, float]
+    seconds: float
+
+
+class Model:
+    """A proven model behind its queue."""
+
+    def __init__(
+        self, bundle: Bundle, session: Session, replay: Replay, settings: Settings
+    ) -> None:
+        self.bundle = bundle
+        self.manifest = bundle.manifest
+        self.replay = replay
+        self.session = session
+        self.variant = settings.variant
+        self.contract = Contract(self.manifest.inputs, self.manifest.outputs, settings)
+        self.in_loop = replay.seconds * 1000 <= settings.batching.slow_ms
+        self._runner = None if self.in_loop else ThreadPoolExecutor(1, "model")
+        self._batcher = Batcher(session.run, settings.batching, self._runner)
+        self._decoder = ThreadPoolExecutor(1, "decode")
+        self._decoding = 0
+
+    async def infer(self, request: InferRequest) -> tuple[WireTensor, ...]:
+        """The wanted outputs, in the order they were asked for.
+
+        Raises `InvalidRequest`, `Overloaded` or `BackendFailure`.
+        """
+        wanted = self.contract.wanted(request)
+        arrays, rows = self.contract.arrays(request)
+        answers = await self._run(arrays, rows)
+        return tuple(
+            WireTensor(name, self.contract.type(name).protocol, answers[name]) for name in wanted
+        )
+
+    async def predict(self, payload: bytes, invert: bool) -> tuple[str, dict[str, float]]:
+        """(label, probability by label, most likely first) of one file's bytes.
+
+        Raises `Unsupported` for a model that reads no files or names no labels.
+        """
+        decoder, source, output, labels = file_door(self.manifest)
+        if self._decoding >= MAX_DECODING:
+            raise Overloaded(f"{self._decoding} files wait to be decoded already")
+        self._decoding += 1
+        try:
+            # In a thread: a large picture takes a second, and every other client would wait for it.
+            row = await asyncio.get_running_loop().run_in_executor(
+                self._decoder, lambda: decode(decoder, payload, invert=invert)
+            )
+        except DecodeError as error:
+            raise InvalidRequest(str(error)) from error
+        finally:
+            self._decoding -= 1
+        answers = await self._run({source.name: row[None]}, 1)
+        return ranked(answers[output.name][0], labels)
+
+    def close(self) -> None:
+        """Let the threads end."""
+        self._decoder.shutdown(wait=False, cancel_futures=True)
+        if self._runner:
+            self._runner.shutdown(wait=False, cancel_futures=True)
+
+    async def _run(self, arrays: Arrays, rows: int) -> Arrays:
+        signature = tuple(array.shape[1:] for array in arrays.values())
+        return await self._batcher.submit(arrays, rows, signature)
+
+
+def load(
+    bundle: Bundle, settings: Settings, progress: Callable[[str], None] | None = None
+) -> Model:
+    """A model that was checked, opened and proven. Raises `ModelRefused` with the cause.
+
+    `progress` is told the state that begins: 'verifying', 'warming'.
+    """
+    tell = progress or (lambda state: None)
+    tell("verifying")
+    variant = admitted(bundle, settings.variant)
+    payload = bundle.contents[variant.file]
+    try:
+        graph.check(payload, bundle.manifest, variant, settings.graph)
+        session = open_session(payload, settings.runtime)
+        check_ports(bundle, session)
+        tell("warming")
+        replay = replay_golden(bundle, session.run)
+    except ModelRefused as error:
+        raise ModelRefused(f"{variant.file}: {error}") from error
+    return Model(bundle, session, replay, settings)
+
+
+def admitted(bundle: Bundle, name: str) -> Variant:
+    """The variant of that name. Raises `ModelRefused` unless it passed its gates."""
+    variants = bundle.manifest.variants
+    served = [n for n, v in variants.items() if v.admitted]
+    if name not in variants:
+        raise ModelRefused(f"no variant {name!r}; admitted: {', '.join(served) or 'none'}")
+    if not variants[name].admitted:
+        failed = [g.name for g in variants[name].gates if not g.passed]
+        raise ModelRefused(
+            f"variant {name!r} was not admitted ({', '.join(failed) or 'no gate passed'}); "
+            f"admitted: {', '.join(served) or 'none'}"
+        )
+    return variants[name]
+
+
+def check_ports(bundle: Bundle, session: Session) -> None:
+    """Raise `ModelRefused` unless the session's tensors are those of the manifest."""
+    for kind, declared, ports in (
+        ("input", bundle.manifest.inputs, session.inputs),
+        ("output", bundle.manifest.outputs, session.outputs),
+    ):
+        wanted = [
+            (t.name, t.dtype, tuple(None if isinstance(a, str) else a for a in t.shape))
+            for t in declared
+        ]
+        got = [(p.name, p.type.numpy.name, p.shape) for p in ports]
+        if wanted != got:
+            raise ModelRefused(f"{kind}s: the manifest says {wanted}, the session has {got}")
+
+
+def replay_golden(bundle: Bundle, run: Callable[[Arrays], Arrays]) -> Replay:
+    """Run the golden rows: self-test and warm-up in one. Raises `ModelRefused`.
+
+    Every output must be there, of the declared shape and type, finite, and within the tolerance.
+    """
+    manifest = bundle.manifest
+    try:
+        inputs, expected = golden.unpack(bundle.contents[manifest.golden.file])
+    except (BundleError, MemoryError) as error:
+        raise ModelRefused(str(error)) from error
+    if set(inputs) != {i.name for i in manifest.inputs}:
+        raise ModelRefused(f"golden rows: inputs {sorted(inputs)}, expected those of the manifest")
+    for name, array in inputs.items():
+        declared = next(i for i in manifest.inputs if i.name == name)
+        if array.dtype.name != declared.dtype or not fits(declared, array.shape):
+            raise ModelRefused(f"golden rows: input {name!r} is {array.dtype} {list(array.shape)}")
+        if len(array) != manifest.golden.rows:
+            raise ModelRefused(
+                f"golden rows: the manifest says {manifest.golden.rows}, {name!r} has {len(array)}"
+            )
+    try:
+        answers = run(inputs)
+        start = time.perf_counter()
+        run(inputs)
+        seconds = time.perf_counter() - start
+    except BackendFailure as error:
+        raise ModelRefused(f"golden rows: {error}") from error
+    tolerance = manifest.golden.tolerance
+    differences = {
+        o.name: _difference(o, answers, expected, tolerance.get(o.name, 0.0))
+        for o in manifest.outputs
+    }
+    return Replay(manifest.golden.rows, differences, seconds)
+
+
+def file_door(manifest: Manifest) -> tuple[Decoder, Input, Output, tuple[str, ...]]:
+    """(decoder, its input, the output of probabilities, its labels) of a model that reads files.
+
+    Raises `Unsupported` for one that does not.
+    """
+    source = manifest.inputs[0]
+    if len(manifest.inputs) != 1 or source.decoder is None:
+        raise Unsupported(f"model {manifest.name!r} takes tensors, not files: use .../infer")
+    output = next((o for o in manifest.outputs if o.name == "probabilities"), None)
+    if output is None or output.labels is None:
+        raise Unsupported(f"model {manifest.name!r} names no labels: use .../infer")
+    return source.decoder, source, output, output.labels
+
+
+def ranked(probabilities: np.ndarray, labels: tuple[str, ...]) -> tuple[str, dict[str, float]]:
+    """(label, probability by label), most likely first; equals stay in the order of the labels."""
+    if probabilities.shape != (len(labels),) or not np.isfinite(probabilities).all():
+        raise BackendFailure("the model's probabilities are not one finite number per label")
+    order = np.argsort(-probabilities, kind="stable")
+    return labels[order[0]], {labels[i]: float(probabilities[i]) for i in order}
+
+
+def _difference(output: Output, answers: Arrays, expected: Arrays, tolerance: float) -> float:
+    """The largest absolute difference of one output. Raises `ModelRefused` beyond the tolerance."""
+    name = output.name
+    if name not in expected:
+        raise ModelRefused(f"golden rows: no expected answers for output {name!r}")
+    got, wanted = answers[name], expected[name]
+    if got.dtype.name != output.dtype or got.shape != wanted.shape or not fits(output, got.shape):
+        raise ModelRefused(
+            f"golden rows: output {name!r}: expected {wanted.dtype} {list(wanted.shape)}, "
+            f"the model gave {got.dtype} {list(got.shape)}"
+        )
+    if got.dtype.kind not in "fiub":
+        return float((got != wanted).any())
+    if not np.isfinite(got).all():
+        raise ModelRefused(f"golden rows: output {name!r} holds NaN or infinity")
+    difference = np.abs(got.astype(np.float64) - wanted.astype(np.float64))
+    largest = float(difference.max())
+    if not largest <= tolerance:  # written so that NaN is refused too
+        raise ModelRefused(
+            f"golden rows: output {name!r} differs by up to {largest:.3g} from what was proven, "
+            f"at most {tolerance:.3g} is tolerated: here, the model does not answer as trained"
+        )
+    return largest

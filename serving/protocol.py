@@ -1,0 +1,97 @@
+"""A request, an answer and their tensors, as every door and the models speak of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from pipeline.bundle.tensors import BY_PROTOCOL
+
+NAME = "slipway"
+PLATFORM = "onnx_onnxv1"
+EXTENSIONS = ("binary_tensor_data", "model_repository_index", "parameters", "predict")
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A named array with its V2 `datatype`; BYTES are object arrays of `str`."""
+
+    name: str
+    datatype: str
+    array: np.ndarray
+
+    def __post_init__(self) -> None:
+        if self.array.dtype != BY_PROTOCOL[self.datatype].numpy:
+            raise ValueError(f"{self.name!r}: {self.datatype} cannot hold {self.array.dtype}")
+
+
+@dataclass(frozen=True, slots=True)
+class WantedOutput:
+    """An output asked for by name; `binary` is how it is to travel."""
+
+    name: str
+    binary: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class InferRequest:
+    """Tensors in. `outputs` none means all of them, travelling as `binary` says."""
+
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[WantedOutput, ...] | None = None
+    binary: bool = False
+    id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InferResponse:
+    """Tensors out, from one bundle. `outputs` are in the order they were asked for."""
+
+    model_name: str
+    model_version: str
+    bundle: str
+    outputs: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a person asked of a file: probabilities by label, most likely first."""
+
+    model_name: str
+    model_version: str
+    bundle: str
+    label: str
+    probabilities: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """A tensor as metadata tells it: -1 stands for a free axis."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelMetadata:
+    """What a model is; `properties` hold where it comes from and what its numbers mean."""
+
+    name: str
+    versions: tuple[str, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    properties: Mapping[str, str] = field(default_factory=dict)
+    platform: str = PLATFORM
+
+
+@dataclass(frozen=True, slots=True)
+class IndexEntry:
+    """One version in the repository. `state` is READY, LOADING, UNLOADING or UNAVAILABLE."""
+
+    name: str
+    version: str
+    state: str
+    reason: str

@@ -1,0 +1,273 @@
+"""The HTTP door without sockets: routes, one status table, JSON errors.
+
+A `Request` in, a `Response` out. `http.py` carries both over the wire and knows no route.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+from urllib.parse import parse_qsl, unquote
+
+import orjson
+
+from serving import codec_json, errors
+from serving.dataplane import DataPlane
+from serving.protocol import EXTENSIONS, NAME, TensorSpec
+from serving.telemetry import log
+
+JSON = "application/json"
+BINARY = "application/octet-stream"
+HEADER_LENGTH = "inference-header-content-length"
+
+STATUS: dict[type[errors.ServingError], HTTPStatus] = {
+    errors.InvalidRequest: HTTPStatus.BAD_REQUEST,
+    errors.NotFound: HTTPStatus.NOT_FOUND,
+    errors.UnsupportedMedia: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+    errors.TooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    errors.Unsupported: HTTPStatus.NOT_IMPLEMENTED,
+    errors.NotReady: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.Overloaded: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.BackendFailure: HTTPStatus.INTERNAL_SERVER_ERROR,
+}
+
+# curl sends the form type with `--data-binary` unless told otherwise; what it sends is no form.
+CURL_DEFAULT = "application/x-www-form-urlencoded"
+INFER_TYPES = ("", JSON, BINARY, "text/json", CURL_DEFAULT)
+FILE_TYPES = ("", BINARY, CURL_DEFAULT)
+TRUE, FALSE = ("true", "1", "yes", ""), ("false", "0", "no")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request, whole. `path` is as it was sent; header names are lower-case."""
+
+    method: str
+    path: str
+    query: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """One answer; the body's parts are sent one after the other."""
+
+    status: int
+    body: Sequence[bytes | memoryview] = ()
+    content_type: str = JSON
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+Handler = Callable[[Request], Response | Awaitable[Response]]
+
+
+def failure(status: int, message: str, headers: tuple[tuple[str, str], ...] = ()) -> Response:
+    """The one form an error takes."""
+    return Response(status, (orjson.dumps({"error": message}),), JSON, headers)
+
+
+class Rest:
+    """Routes requests to the data plane. Never raises: what goes wrong is an answer too."""
+
+    def __init__(self, plane: DataPlane) -> None:
+        self._plane = plane
+        try:
+            self._version = version(NAME)
+        except PackageNotFoundError:  # run from a checkout or an image that was not installed
+            self._version = "0"
+
+    def __call__(self, request: Request) -> Response | Awaitable[Response]:
+        """The answer, at once or awaited."""
+        try:
+            allowed, handler = self._route([unquote(step) for step in request.path.split("/")])
+            method = "GET" if request.method == "HEAD" else request.method
+            if method != allowed:
+                verbs = "GET, HEAD" if allowed == "GET" else allowed
+                return failure(
+                    HTTPStatus.METHOD_NOT_ALLOWED,
+                    f"method {request.method} is not allowed here, expected {verbs}",
+                    (("Allow", verbs),),
+                )
+            encoding = request.headers.get("content-encoding", "identity").strip().lower()
+            if encoding != "identity":
+                raise errors.UnsupportedMedia(
+                    f"Content-Encoding: expected identity, got {encoding[:80]!r}"
+                )
+            answer = handler(request)
+        except Exception as error:
+            return _failed(error)
+        return answer if isinstance(answer, Response) else _guarded(answer)
+
+    def _route(self, steps: list[str]) -> tuple[str, Handler]:
+        match steps:
+            case ["", "v2", "models", name, "infer"]:
+                return "POST", lambda request: self._infer(request, name, None)
+            case ["", "v2", "models", name, "versions", number, "infer"]:
+                return "POST", lambda request: self._infer(request, name, number)
+            case ["", "v2", "models", name, "predict"]:
+                return "POST", lambda request: self._predict(request, name, None)
+            case ["", "v2", "models", name, "versions", number, "predict"]:
+                return "POST", lambda request: self._predict(request, name, number)
+            case ["", "v2"] | ["", "v2", ""]:
+                return "GET", self._server
+            case ["", "v2", "health", "live"]:
+                return "GET", self._live
+            case ["", "v2", "health", "ready"]:
+                return "GET", self._ready
+            case ["", "v2", "models"] | ["", "v2", "models", ""]:
+                return "GET", lambda request: _json({"models": self._plane.models()})
+            case ["", "v2", "models", name]:
+                return "GET", lambda request: self._metadata(name, None)
+            case ["", "v2", "models", name, "versions", number]:
+                return "GET", lambda request: self._metadata(name, number)
+            case ["", "v2", "models", name, "ready"]:
+                return "GET", lambda request: self._model_ready(name, None)
+            case ["", "v2", "models", name, "versions", number, "ready"]:
+                return "GET", lambda request: self._model_ready(name, number)
+            case ["", "v2", "repository", "index"]:
+                return "POST", self._index
+        raise errors.NotFound("no such path; the Open Inference Protocol begins at /v2")
+
+    def _server(self, request: Request) -> Response:
+        return _json({"name": NAME, "version": self._version, "extensions": EXTENSIONS})
+
+    def _live(self, request: Request) -> Response:
+        return _json({"live": self._plane.live()})
+
+    def _ready(self, request: Request) -> Response:
+        if self._plane.ready():
+            return _json({"ready": True, "live": True})
+        return _unready("the server is not ready: it is loading, draining, or has no model")
+
+    def _model_ready(self, name: str, number: str | None) -> Response:
+        try:
+            self._plane.model_ready(name, number)
+        except errors.NotReady as error:
+            return _unready(str(error), {"name": name})
+        return _json({"name": name, "ready": True})
+
+    def _metadata(self, name: str, number: str | None) -> Response:
+        told = self._plane.metadata(name, number)
+        return _json(
+            {
+                "name": told.name,
+                "versions": told.versions,
+                "platform": told.platform,
+                "inputs": [_spec(spec) for spec in told.inputs],
+                "outputs": [_spec(spec) for spec in told.outputs],
+                "properties": dict(told.properties),
+            }
+        )
+
+    def _index(self, request: Request) -> Response:
+        asked: Any = {}
+        if request.body.strip():
+            try:
+                asked = orjson.loads(request.body)
+            except orjson.JSONDecodeError as error:
+                raise errors.InvalidRequest(f"the body is not JSON: {error}") from error
+        ready = asked.get("ready", False) if isinstance(asked, dict) else None
+        if not isinstance(ready, bool):
+            raise errors.InvalidRequest('the body: expected {"ready": true or false} or nothing')
+        entries = self._plane.index(ready)
+        return _json(
+            [
+                {"name": e.name, "version": e.version, "state": e.state, "reason": e.reason}
+                for e in entries
+            ]
+        )
+
+    async def _infer(self, request: Request, name: str, number: str | None) -> Response:
+        _check_type(request, INFER_TYPES, f"{JSON} or {BINARY}")
+        length = request.headers.get(HEADER_LENGTH, "")
+        if codec_json.is_raw(length):
+            asked = codec_json.decode_raw(request.body, self._plane.inputs(name, number))
+        else:
+            self._plane.find(name, number)  # an unknown model is told before a bad tensor
+            asked = codec_json.decode(request.body, length)
+        answer = await self._plane.infer(name, number, asked)
+        parts, json_bytes = codec_json.encode(asked, answer)
+        if json_bytes < 0:
+            return Response(HTTPStatus.OK, parts)
+        return Response(
+            HTTPStatus.OK, parts, BINARY, (("Inference-Header-Content-Length", str(json_bytes)),)
+        )
+
+    async def _predict(self, request: Request, name: str, number: str | None) -> Response:
+        _check_type(request, FILE_TYPES, f"image/..., {BINARY}", prefix="image/")
+        invert = _invert(request.query)
+        if not request.body:
+            raise errors.InvalidRequest("the body: expected a file, got nothing")
+        answer = await self._plane.predict(name, number, request.body, invert)
+        return Response(HTTPStatus.OK, (codec_json.encode_prediction(answer),))
+
+
+async def _guarded(answer: Awaitable[Response]) -> Response:
+    try:
+        return await answer
+    except Exception as error:
+        return _failed(error)
+
+
+def _failed(error: Exception) -> Response:
+    """A failure as an answer. What was not foreseen is logged whole and told in general words."""
+    status = STATUS.get(type(error)) if isinstance(error, errors.ServingError) else None
+    if status is None:
+        log("error", "internal error", kind=type(error).__name__, trace=_trace(error))
+        return failure(HTTPStatus.INTERNAL_SERVER_ERROR, "internal error; the server's log has it")
+    headers: tuple[tuple[str, str], ...] = ()
+    if status is HTTPStatus.SERVICE_UNAVAILABLE:
+        headers = (("Retry-After", str(getattr(error, "retry_after", 1))),)
+    if isinstance(error, errors.BackendFailure):
+        log("error", "backend failure", reason=str(error))
+    return failure(status, str(error), headers)
+
+
+def _trace(error: Exception) -> list[str]:
+    """Where it happened, without values: they may be what was sent."""
+    steps, frame = [], error.__traceback__
+    while frame:
+        code = frame.tb_frame.f_code
+        steps.append(f"{code.co_filename.rpartition('/')[2]}:{frame.tb_lineno} {code.co_name}")
+        frame = frame.tb_next
+    return steps
+
+
+def _json(value: Any) -> Response:
+    return Response(HTTPStatus.OK, (orjson.dumps(value),))
+
+
+def _unready(message: str, more: Mapping[str, str] | None = None) -> Response:
+    body = orjson.dumps({"error": message, "ready": False, **(more or {})})
+    return Response(HTTPStatus.SERVICE_UNAVAILABLE, (body,), JSON, (("Retry-After", "1"),))
+
+
+def _spec(spec: TensorSpec) -> dict[str, Any]:
+    return {"name": spec.name, "datatype": spec.datatype, "shape": spec.shape}
+
+
+def _check_type(
+    request: Request, known: tuple[str, ...], expected: str, prefix: str = "\0"
+) -> None:
+    sent = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if sent not in known and not sent.startswith(prefix):
+        raise errors.UnsupportedMedia(f"Content-Type: expected {expected}, got {sent[:80]!r}")
+
+
+def _invert(query: str) -> bool:
+    invert = False
+    try:
+        fields = parse_qsl(query, keep_blank_values=True, max_num_fields=16)
+    except ValueError as error:
+        raise errors.InvalidRequest(f"query: {error}") from error
+    for key, value in fields:
+        if key != "invert" or value.lower() not in TRUE + FALSE:
+            raise errors.InvalidRequest(
+                f"query: expected invert=true or invert=false, got {key[:80]}={value[:80]}"
+            )
+        invert = value.lower() in TRUE
+    return invert

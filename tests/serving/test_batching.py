@@ -1,0 +1,209 @@
+"""The policy by itself, the driver on a loop, and both before a real session."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serving.batching import Arrays, Batcher, select
+from serving.config import BatchSettings
+from serving.errors import BackendFailure, Overloaded
+from serving.runtime import open_session
+from tests.serving.bundles import digits_graph, digits_rows
+
+
+@dataclass(frozen=True)
+class Waiter:
+    rows: int
+    signature: str = "a"
+
+
+WAITING = st.lists(st.builds(Waiter, st.integers(1, 9), st.sampled_from("abc")), max_size=20)
+
+
+@given(waiting=WAITING, limit=st.integers(1, 16))
+def test_policy(waiting: list[Waiter], limit: int) -> None:
+    chosen = select(waiting, limit)
+    assert chosen == sorted(set(chosen)) and bool(chosen) == bool(waiting)
+    batch = [waiting[position] for position in chosen]
+    assert len({entry.signature for entry in batch}) <= 1
+    assert sum(entry.rows for entry in batch) <= limit or len(batch) == 1
+    if not batch:
+        return
+    assert chosen[0] == 0
+    alike = [p for p, entry in enumerate(waiting) if entry.signature == batch[0].signature]
+    assert chosen == alike[: len(chosen)], "nobody passes a neighbour of its kind"
+    if len(chosen) < len(alike):
+        left_out = waiting[alike[len(chosen)]]
+        assert sum(entry.rows for entry in batch) + left_out.rows > limit, "room was left"
+
+
+def double(arrays: Arrays) -> Arrays:
+    """Refuses a row of 13s, as a model might."""
+    if (arrays["x"] == 13).any():
+        raise RuntimeError("thirteen")
+    return {"y": arrays["x"] * 2, "first": arrays["x"][:, :1]}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sizes=st.lists(
+        st.tuples(st.integers(1, 5), st.sampled_from([1, 2, 3])), min_size=1, max_size=24
+    ),
+    bad=st.sets(st.integers(0, 23)),
+    limit=st.integers(1, 12),
+    threaded=st.booleans(),
+)
+def test_batched_is_unbatched(
+    sizes: list[tuple[int, int]], bad: set[int], limit: int, threaded: bool
+) -> None:
+    """Whatever is joined: own answer, own failure, order kept, bounds kept."""
+    requests = [np.full((rows, width), n + 20, np.int64) for n, (rows, width) in enumerate(sizes)]
+    for position in bad & set(range(len(requests))):
+        requests[position][0, 0] = 13
+    runs: list[int] = []
+    finished: list[int] = []
+
+    def run(arrays: Arrays) -> Arrays:
+        runs.append(len(arrays["x"]))
+        return double(arrays)
+
+    async def everyone() -> list[Arrays | BaseException]:
+        executor = ThreadPoolExecutor(1) if threaded else None
+        batcher = Batcher(run, BatchSettings(rows=limit), executor)
+
+        async def one(number: int, array: np.ndarray) -> Arrays:
+            try:
+                return await batcher.submit({"x": array}, len(array), array.shape[1:])
+            finally:
+                finished.append(number)
+
+        answers = await asyncio.gather(
+            *(one(n, array) for n, array in enumerate(requests)), return_exceptions=True
+        )
+        assert batcher.waiting == 0
+        if executor:
+            executor.shutdown()
+        return answers
+
+    answers = asyncio.run(everyone())
+    for position, (array, answer) in enumerate(zip(requests, answers, strict=True)):
+        if position in bad:
+            assert isinstance(answer, BackendFailure) and "RuntimeError" in str(answer)
+        else:
+            assert isinstance(answer, dict)
+            assert (answer["y"] == array * 2).all() and answer["y"].shape == array.shape
+    assert all(rows <= max(limit, 5) for rows in runs)
+    for width in (1, 2, 3):
+        alike = [n for n in finished if sizes[n][1] == width]
+        assert alike == sorted(alike)
+
+
+def test_what_came_together_runs_together() -> None:
+    runs: list[int] = []
+
+    def run(arrays: Arrays) -> Arrays:
+        runs.append(len(arrays["x"]))
+        return double(arrays)
+
+    async def everyone() -> None:
+        batcher = Batcher(run, BatchSettings(rows=8))
+        one = np.ones((1, 1), np.int64)
+        await asyncio.gather(*(batcher.submit({"x": one}, 1, ()) for _ in range(20)))
+
+    asyncio.run(everyone())
+    assert runs == [8, 8, 4]
+
+
+def test_a_thread_gathers_while_it_is_busy() -> None:
+    runs: list[int] = []
+    gate = threading.Event()
+
+    def run(arrays: Arrays) -> Arrays:
+        gate.wait(5)
+        runs.append(len(arrays["x"]))
+        return double(arrays)
+
+    async def everyone() -> None:
+        batcher = Batcher(run, BatchSettings(), ThreadPoolExecutor(1))
+        one = np.ones((1, 1), np.int64)
+        first = batcher.submit({"x": one}, 1, ())
+        await asyncio.sleep(0.05)
+        others = [batcher.submit({"x": one}, 1, ()) for _ in range(7)]
+        gate.set()
+        await asyncio.gather(first, *others)
+
+    asyncio.run(everyone())
+    assert runs == [1, 7]
+
+
+@pytest.mark.parametrize(("requests", "rows"), [(3, 100), (100, 6)])
+def test_a_full_queue_says_so_and_recovers(requests: int, rows: int) -> None:
+    async def everyone() -> None:
+        batcher = Batcher(double, BatchSettings(queue_requests=requests, queue_rows=rows))
+        two = np.ones((2, 1), np.int64)
+        accepted = [batcher.submit({"x": two}, 2, ()) for _ in range(3)]
+        with pytest.raises(Overloaded, match="queue is full: 3 requests with 6 rows") as refused:
+            batcher.submit({"x": two}, 2, ())
+        assert refused.value.retry_after > 0
+        await asyncio.gather(*accepted)
+        await batcher.submit({"x": two}, 2, ())
+
+    asyncio.run(everyone())
+
+
+def test_who_has_gone_is_not_worked_for() -> None:
+    runs: list[int] = []
+
+    def run(arrays: Arrays) -> Arrays:
+        runs.append(len(arrays["x"]))
+        return double(arrays)
+
+    async def everyone() -> None:
+        batcher = Batcher(run, BatchSettings())
+        one = np.ones((1, 1), np.int64)
+        futures = [batcher.submit({"x": one}, 1, ()) for _ in range(5)]
+        for future in futures[:3]:
+            future.cancel()
+        await asyncio.gather(*futures[3:])
+
+    asyncio.run(everyone())
+    assert runs == [2]
+
+
+@pytest.mark.parametrize(
+    "lie", [lambda a: {"y": a["x"][:1]}, lambda a: {"y": np.float32(1)}, lambda a: 1 / 0]
+)
+def test_a_model_that_lies_about_its_rows_fails(lie: Callable[[Arrays], Arrays]) -> None:
+    async def everyone() -> list[Arrays | BaseException]:
+        batcher = Batcher(lie, BatchSettings())
+        two = np.ones((2, 1), np.float32)
+        return await asyncio.gather(
+            *(batcher.submit({"x": two}, 2, ()) for _ in range(2)), return_exceptions=True
+        )
+
+    assert all(isinstance(answer, BackendFailure) for answer in asyncio.run(everyone()))
+
+
+def test_real_rows_answer_alike_alone_and_joined() -> None:
+    session = open_session(digits_graph().SerializeToString())
+    rows = digits_rows(40)
+
+    async def everyone() -> list[Arrays]:
+        batcher = Batcher(session.run, BatchSettings(rows=16))
+        return await asyncio.gather(
+            *(batcher.submit({"image": row[None]}, 1, row.shape) for row in rows)
+        )
+
+    for row, answer in zip(rows, asyncio.run(everyone()), strict=True):
+        alone = session.run({"image": row[None]})
+        for name in alone:
+            np.testing.assert_allclose(answer[name], alone[name], atol=1e-5)

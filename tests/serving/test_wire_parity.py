@@ -1,0 +1,160 @@
+"""The same tensor by every way in and out is the same tensor; texts, which no bundle has, alone."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from serving import codec_json
+from serving.errors import InvalidRequest
+from serving.protocol import InferRequest, InferResponse, Tensor, WantedOutput
+from tests.serving.bundles import TYPES
+from tests.serving.live import Live, binary, framed, outputs, tensor
+
+FINITE = {"allow_nan": False, "allow_infinity": False, "allow_subnormal": False}
+
+
+def arrays(dtype: str) -> st.SearchStrategy[np.ndarray]:
+    """[1 to 3, 2, 2] of any values of a type, its limits among them."""
+    elements = hnp.from_dtype(np.dtype(dtype), **(FINITE if "float" in dtype else {}))
+    return st.integers(1, 3).flatmap(lambda n: hnp.arrays(dtype, (n, 2, 2), elements=elements))
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_json_binary_and_mixed_agree_bit_for_bit(server: Live, data: st.DataObject) -> None:
+    rows = data.draw(st.integers(1, 3))
+    given_arrays = {}
+    for name in TYPES:
+        array = data.draw(arrays(name), label=name)
+        given_arrays[name] = np.resize(array, (rows, 2, 2))
+    binary_in = data.draw(st.sets(st.sampled_from(list(TYPES))), label="binary in")
+    binary_out = data.draw(st.sets(st.sampled_from(list(TYPES))), label="binary out")
+    nested = data.draw(st.booleans(), label="nested")
+    order = data.draw(st.permutations(list(TYPES)), label="order")
+
+    items: list[dict[str, Any]] = []
+    payloads = []
+    for name in order:
+        array, datatype = given_arrays[name], TYPES[name][1]
+        if name in binary_in:
+            items.append(binary(f"in_{name}", array, datatype))
+            payloads.append(array.tobytes())
+        else:
+            item = tensor(f"in_{name}", array, datatype)
+            items.append(item | {"data": array.tolist()} if nested else item)
+    wanted = [
+        {"name": f"out_{name}", "parameters": {"binary_data": name in binary_out}} for name in order
+    ]
+    request = {"inputs": items, "outputs": wanted}
+    body, headers = framed(request, *payloads) if payloads else (json.dumps(request).encode(), {})
+    status, told, answer = server.ask("POST", "/v2/models/types/infer", body, headers)
+    assert status == 200, answer
+    found = outputs(told, answer)
+    for name, array in given_arrays.items():
+        assert found[f"out_{name}"].tobytes() == array.tobytes(), name
+
+
+TEXTS = st.lists(
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=20), min_size=1, max_size=8
+)
+
+
+@settings(max_examples=50, deadline=None)
+@given(texts=TEXTS)
+def test_texts_survive_both_ways(texts: list[str]) -> None:
+    array = np.array(texts, object)
+    as_json = json.dumps(
+        {"inputs": [{"name": "t", "shape": [len(texts)], "datatype": "BYTES", "data": texts}]}
+    ).encode()
+    (read,) = codec_json.decode(as_json, "").inputs
+    assert read.array.tolist() == texts
+    request = InferRequest((read,), (WantedOutput("t", True),))
+    (head, payload), length = codec_json.encode(
+        request, InferResponse("m", "1", "d", (Tensor("t", "BYTES", array),))
+    )
+    assert len(head) == length
+    item = {
+        "name": "t",
+        "shape": [len(texts)],
+        "datatype": "BYTES",
+        "parameters": {"binary_data_size": len(payload)},
+    }
+    body, headers = framed({"inputs": [item]}, bytes(payload))
+    (again,) = codec_json.decode(body, headers["Inference-Header-Content-Length"]).inputs
+    assert again.array.tolist() == texts
+
+
+@settings(max_examples=200, deadline=None)
+@given(body=st.binary(max_size=200), length=st.sampled_from(["", "0", "5", "-1", "200", "x"]))
+def test_any_bytes_are_a_request_or_a_sentence(body: bytes, length: str) -> None:
+    try:
+        codec_json.decode(body, length)
+    except InvalidRequest as error:
+        assert str(error)
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_any_value_anywhere_is_a_request_or_a_sentence(data: st.DataObject) -> None:
+    item = {
+        "name": "t",
+        "shape": [2],
+        "datatype": data.draw(st.sampled_from(["UINT8", "FP32", "BOOL", "BYTES", "FP16"])),
+        "data": [1, 2],
+        "parameters": {"binary_data_size": 2},
+    }
+    request: dict[str, Any] = {
+        "id": "a",
+        "inputs": [item],
+        "outputs": [{"name": "y", "parameters": {"binary_data": True}}],
+        "parameters": {"binary_data_output": False},
+    }
+    places: list[tuple[Any, Any]] = [
+        *((item, key) for key in item),
+        *((request, key) for key in request),
+        (request["outputs"][0], "name"),
+        (request["outputs"][0], "parameters"),
+        (item["parameters"], "binary_data_size"),
+    ]
+    for _ in range(data.draw(st.integers(0, 3))):
+        holder, key = data.draw(st.sampled_from(places))
+        if data.draw(st.booleans()):
+            holder.pop(key, None)
+        else:
+            holder[key] = data.draw(JSON_VALUES)
+    body = json.dumps(request).encode()
+    length = data.draw(st.sampled_from(["", str(len(body))]))
+    try:
+        found = codec_json.decode(body + (b"ab" if length else b""), length)
+    except (InvalidRequest, codec_json.Unsupported) as error:
+        assert str(error)
+    else:
+        assert found.inputs[0].array.shape == tuple(item["shape"])
+
+
+def test_binary_input_is_not_copied() -> None:
+    array = np.arange(64, dtype=np.uint8).reshape(1, 8, 8, 1)
+    body, headers = framed({"inputs": [binary("image", array, "UINT8")]}, array.tobytes())
+    (read,) = codec_json.decode(body, headers["Inference-Header-Content-Length"]).inputs
+    assert np.shares_memory(read.array, np.frombuffer(body, np.uint8))
+
+
+def test_an_array_of_another_type_is_no_tensor() -> None:
+    with pytest.raises(ValueError, match="FP32 cannot hold float64"):
+        Tensor("t", "FP32", np.zeros(2))
