@@ -36,7 +36,8 @@ def card(
             "",
             "## Inputs and outputs",
             "",
-            *(_tensor(tensor) for tensor in (*data.inputs, *outputs)),
+            *(_tensor("in", tensor) for tensor in data.inputs),
+            *(_tensor("out", tensor) for tensor in outputs),
             "",
             f"Labels: {', '.join(data.labels)}.",
             "",
@@ -85,9 +86,8 @@ def card(
     )
 
 
-def _tensor(tensor: Input | Output) -> str:
+def _tensor(side: str, tensor: Input | Output) -> str:
     shape = ", ".join(str(n) for n in tensor.shape)
-    side = "in" if isinstance(tensor, Input) else "out"
     return f"- {side} `{tensor.name}`: {tensor.dtype} `[{shape}]`, {tensor.units}"
 
 

@@ -54,7 +54,10 @@ def export(
     import torch
 
     example = tuple(
-        torch.zeros((EXAMPLE_ROWS, *declared.shape[1:]), dtype=getattr(torch, declared.dtype))
+        torch.zeros(
+            (EXAMPLE_ROWS, *(int(axis) for axis in declared.shape[1:])),
+            dtype=getattr(torch, declared.dtype),
+        )
         for declared in inputs
     )
     # It reports every operator library that is not installed, none of which is asked for.

@@ -18,13 +18,18 @@ from pipeline.config import ConfigError, suggestion
 CALIBRATION_BINS = 15
 
 
+Score = Callable[[np.ndarray, np.ndarray], float]
+Better = Literal["higher", "lower"]
+Agreement = Literal["equal", "close", "one row"]
+
+
 @dataclass(frozen=True)
 class Metric:
     """A function with what else must be known of it."""
 
-    function: Callable[[np.ndarray, np.ndarray], float]
-    better: Literal["higher", "lower"]
-    agreement: Literal["equal", "close", "one row"]
+    function: Score
+    better: Better
+    agreement: Agreement
 
     def __call__(self, probabilities: np.ndarray, target: np.ndarray) -> float:
         return self.function(probabilities, target)
@@ -37,10 +42,10 @@ class Metric:
 METRICS: dict[str, Metric] = {}
 
 
-def metric(better: Literal["higher", "lower"], agreement: Literal["equal", "close", "one row"]):
+def metric(better: Better, agreement: Agreement) -> Callable[[Score], Score]:
     """Enter a function under its own name."""
 
-    def enter(function: Callable[[np.ndarray, np.ndarray], float]):
+    def enter(function: Score) -> Score:
         METRICS[function.__name__] = Metric(function, better, agreement)
         return function
 

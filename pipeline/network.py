@@ -19,6 +19,9 @@ class Pixels(nn.Module):
     """uint8 `[batch, height, width, channels]` -> float32 `[batch, channels, height, width]`,
     each channel brought to mean 0 and deviation 1 by the training split's statistics."""
 
+    scale: torch.Tensor
+    shift: torch.Tensor
+
     def __init__(self, channels: tuple[Channel, ...]) -> None:
         super().__init__()
         mean = torch.tensor([c.mean for c in channels])

@@ -149,8 +149,8 @@ def _figure(
     from matplotlib.figure import Figure
 
     # Labels come from the data: a '$' in one is a dollar, not mathematics.
-    style = {"svg.hashsalt": "slipway", "svg.fonttype": "path", "text.parse_math": False}
-    with matplotlib.rc_context({**style, "font.size": 9}):
+    style: dict[Any, Any] = {"svg.hashsalt": "slipway", "svg.fonttype": "path"}
+    with matplotlib.rc_context({**style, "text.parse_math": False, "font.size": 9}):
         figure = Figure(figsize=(width, height), layout="constrained", dpi=110)
         draw(list(figure.subplots(rows, columns, squeeze=False).flat))
         if title:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -264,7 +264,13 @@ def _check_identical_rows(raw: RawData, identity: np.ndarray) -> int:
     return len(first)
 
 
-def _refuse(first, second, wrong: np.ndarray, what: str, describe) -> None:
+def _refuse(
+    first: np.ndarray,
+    second: np.ndarray,
+    wrong: np.ndarray,
+    what: str,
+    describe: Callable[[np.intp], str],
+) -> None:
     pairs = list(zip(first[wrong], second[wrong], strict=True))
     if pairs:
         shown = "; ".join(f"row {a} ({describe(a)}) and row {b} ({describe(b)})" for a, b in pairs[:SHOWN])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -16,6 +17,9 @@ RELATIVE = 1e-5
 
 GOLDEN_SLACK = 10
 """A host's CPU may sum in another order; golden rows are held to this many times the tolerance."""
+
+BEYOND = 1e30
+"""What a certificate that fails anyway says for a difference without end."""
 
 BATCH_SIZES = (64, 1)
 """The whole split is run in the first size, its start (one batch of the first) in the second."""
@@ -54,11 +58,13 @@ def prove(
     `scores` are the metrics computed from each side.
     """
     difference = {name: _largest(answers[name], reference[name]) for name in reference}
-    tolerance = {name: RELATIVE * max(1.0, float(np.abs(r).max())) for name, r in reference.items()}
+    tolerance = {
+        name: RELATIVE * max(1.0, _told(float(np.abs(r).max()), 1.0)) for name, r in reference.items()
+    }
     gates = [
         Gate(
             name=f"largest difference of {name}",
-            measured=min(difference[name], 1e30),
+            measured=_told(difference[name]),
             limit=tolerance[name],
             rule="at most",
             passed=difference[name] <= tolerance[name],
@@ -80,23 +86,34 @@ def prove(
     for name, value in scores[0].items():
         limit, off = METRICS[name].tolerance(len(target)), abs(value - scores[1][name])
         gates.append(
-            Gate(name=f"difference in {name}", measured=off, limit=limit, rule="at most", passed=off <= limit)
+            Gate(
+                name=f"difference in {name}",
+                measured=_told(off),
+                limit=limit,
+                rule="at most",
+                passed=off <= limit,
+            )
         )
     parity = Parity(
         rows=len(target),
         batch_sizes=BATCH_SIZES,
-        max_abs_difference={n: significant(min(d, 1e30), 3) for n, d in difference.items()},
+        max_abs_difference={n: significant(_told(d), 3) for n, d in difference.items()},
         tolerance={n: significant(t) for n, t in tolerance.items()},
         argmax_agreement=agreement,
         ties=ties,
-        metrics_torch={n: significant(v) for n, v in scores[0].items()},
-        metrics_onnx={n: significant(v) for n, v in scores[1].items()},
+        metrics_torch={n: significant(_told(v)) for n, v in scores[0].items()},
+        metrics_onnx={n: significant(_told(v)) for n, v in scores[1].items()},
     )
     rounded = tuple(
         g.model_copy(update={"measured": significant(g.measured, 3), "limit": significant(g.limit)})
         for g in gates
     )
     return Proof(parity, rounded)
+
+
+def _told(value: float, instead: float = BEYOND) -> float:
+    """The value, or a number in its place: neither JSON nor a certificate holds NaN or infinity."""
+    return value if math.isfinite(value) else instead
 
 
 def _largest(answers: np.ndarray, reference: np.ndarray) -> float:
@@ -109,8 +126,11 @@ def _largest(answers: np.ndarray, reference: np.ndarray) -> float:
 def _agreement(reference: np.ndarray, answers: np.ndarray, tolerance: float) -> tuple[float, int]:
     """Share of rows with the same argmax among those that are no ties, and the number of ties.
 
-    A row is a tie when its two best answers lie closer than two tolerances can part.
+    A row is a tie when its two best answers lie closer than two tolerances can part. Answers of
+    another shape agree nowhere.
     """
+    if answers.shape != reference.shape:
+        return 0.0, 0
     top = np.sort(reference, axis=1)[:, -2:]
     clear = (
         top[:, -1] - top[:, 0] >= 2 * tolerance

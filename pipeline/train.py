@@ -139,7 +139,9 @@ def fit(
             optimiser.step()
             bar.step()
         line = _line(progress.epoch, config.lr * share, float(losses) / steps_per_epoch)
-        line |= {f"validation_{name}": value for name, value in score(network, validation).items()}
+        scores = score(network, validation)
+        _refuse_infinite("validation loss", scores["loss"], line)
+        line |= {f"validation_{name}": value for name, value in scores.items()}
         progress.history.append(line)
         sign = 1 if better[watched] == "lower" else -1
         improved = sign * line[f"validation_{watched}"] < progress.best_value
@@ -179,12 +181,17 @@ def _shuffled(
 
 
 def _line(epoch: int, lr: float, loss: float) -> dict[str, float]:
-    if not math.isfinite(loss):
+    line = {"epoch": epoch, "lr": lr, "train_loss": loss}
+    _refuse_infinite("training loss", loss, line)
+    return line
+
+
+def _refuse_infinite(what: str, value: float, line: dict[str, float]) -> None:
+    if not math.isfinite(value):
         raise TrainingError(
-            f"the training loss became {loss} in epoch {epoch} (lr {lr:.3g}); "
+            f"the {what} became {value} in epoch {line['epoch']} (lr {line['lr']:.3g}); "
             "lower train.lr, or set train.clip_norm to 1"
         )
-    return {"epoch": epoch, "lr": lr, "train_loss": loss}
 
 
 def _patience_ended(progress: Progress, config: EarlyStopping) -> bool:

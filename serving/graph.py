@@ -9,14 +9,18 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx
 
 from pipeline.bundle.manifest import Manifest, Tensor, Variant
 from pipeline.bundle.tensors import BY_NUMPY, BY_ONNX
 from serving.config import GraphSettings
 from serving.errors import ModelRefused
+from serving.proto import ModelProto
+
+if TYPE_CHECKING:
+    import onnx
 
 METADATA = "slipway."
 VALUE_FIELDS = (
@@ -28,11 +32,12 @@ VALUE_FIELDS = (
     "uint64_data",
     "string_data",
 )
-FLOATS: dict[int, tuple[str, str]] = {
-    onnx.TensorProto.FLOAT: ("<f4", "float_data"),
-    onnx.TensorProto.DOUBLE: ("<f8", "double_data"),
-    onnx.TensorProto.FLOAT16: ("<f2", "int32_data"),
-    onnx.TensorProto.BFLOAT16: ("<u2", "int32_data"),
+EXTERNAL = 1  # TensorProto.DataLocation
+FLOATS: dict[int, tuple[str, str]] = {  # by TensorProto.DataType
+    1: ("<f4", "float_data"),
+    11: ("<f8", "double_data"),
+    10: ("<f2", "int32_data"),
+    16: ("<u2", "int32_data"),  # bfloat16
 }
 BFLOAT16_EXPONENT = 0x7F80
 
@@ -57,7 +62,7 @@ def check(payload: bytes, manifest: Manifest, variant: Variant, limits: GraphSet
 def parse(payload: bytes) -> onnx.ModelProto:
     """The file as a message; external data is not looked at. Raises `ModelRefused`."""
     try:
-        model = onnx.ModelProto.FromString(payload)
+        model = ModelProto.FromString(payload)
     except Exception as error:  # protobuf's own error type differs by implementation
         raise ModelRefused(f"not an ONNX file: {error}") from error
     if not model.HasField("graph") or not model.graph.output:
@@ -176,7 +181,7 @@ class _Walk:
 def _check_tensor(tensor: onnx.TensorProto) -> None:
     """Inside the file, told once, of the length its shape says, and every number finite."""
     name = tensor.name or "a constant"
-    if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
+    if tensor.data_location == EXTERNAL or tensor.external_data:
         raise ModelRefused(f"tensor {name!r} lies outside the file; bundles hold no external data")
     filled = [
         f for f in VALUE_FIELDS if (tensor.HasField(f) if f == "raw_data" else getattr(tensor, f))

@@ -6,7 +6,7 @@ imports torch, so a mistake is told in a fraction of a second.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -76,12 +76,15 @@ def load(path: Path = PARAMS) -> dict[str, Experiment]:
 
 def read(path: Path = PARAMS) -> dict[str, Any]:
     """The file as plain data. Raises `ConfigError` where it is no YAML mapping."""
-    from ruamel.yaml import YAML, YAMLError
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
 
     try:
         raw = YAML(typ="safe", pure=True).load(path)
     except FileNotFoundError:
         raise ConfigError(f"{path}: not found; run this in the project's folder") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     except YAMLError as error:
         raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
@@ -103,11 +106,12 @@ def _experiment(name: Any, entry: Any) -> Experiment:
             raise ConfigError(f"{path}.{key}: missing; every experiment has the same sections")
     mistakes: list[str] = []
 
-    def attempt(make, *arguments):
+    def attempt(make: Callable[..., Any], *arguments: Any) -> Any:
         try:
             return make(*arguments)
         except ConfigError as error:
             mistakes.append(str(error))
+            return None
 
     data = attempt(_plugin, "data", entry["data"], f"{path}.data")
     model = attempt(_plugin, "model", entry["model"], f"{path}.model")

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from stages.entry import stage
 from stages.layout import Layout
 from stages.params import Experiment
+
+if TYPE_CHECKING:
+    from pipeline.prepared import Manifest
 
 SAMPLES_PER_LABEL = 1
 
@@ -24,7 +29,7 @@ def command(experiment: Experiment, layout: Layout) -> None:
     print(f"prepared {config.name}: {counts}; {manifest.identical_rows} rows repeat another")
 
 
-def _write_samples(layout: Layout, manifest) -> None:
+def _write_samples(layout: Layout, manifest: Manifest) -> None:
     """The first test row of each label as `<label>.png`."""
     import re
 

@@ -11,6 +11,8 @@ from stages.layout import Layout, write_atomically
 from stages.params import Experiment
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from pipeline.network import Network
     from pipeline.train import Progress
 
@@ -44,7 +46,7 @@ def train(
     from pipeline import evaluate, prepared
     from pipeline import train as loop
     from pipeline.determinism import make_deterministic
-    from pipeline.metrics import METRICS
+    from pipeline.metrics import METRICS, Better
     from pipeline.network import predict
     from stages import network as networks
 
@@ -56,9 +58,10 @@ def train(
     network = networks.fresh(experiment, manifest).to(device)
     deployable = task.deployable(network)
     names = tuple(output.name for output in task.declared())
+    better: dict[str, Better] = {"loss": "lower"}
     watched = sorted({*task.watched, config.early_stopping.metric} - {"loss"})
 
-    def score(module, rows):
+    def score(module: nn.Module, rows: prepared.Rows) -> dict[str, float]:
         module.eval()
         answers = evaluate.answers(lambda raw: predict(deployable, raw, names), rows)
         return task.scores(answers, rows.target, watched) | {"loss": task.plain_loss(answers, rows.target)}
@@ -72,7 +75,7 @@ def train(
         prepared.read(data, "validation"),
         loss=task.loss,
         score=score,
-        better={"loss": "lower"} | {name: METRICS[name].better for name in watched},
+        better=better | {name: METRICS[name].better for name in watched},
         log=log,
         folder=checkpoints,
         key=key,

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from stages.entry import StageError, stage
 from stages.layout import Layout, write_atomically
 from stages.params import Experiment
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from pipeline.prepared import Rows
+    from serving.runtime import Session
 
 
 @stage
@@ -44,7 +52,12 @@ def command(experiment: Experiment, layout: Layout) -> None:
     print(f"proven over {len(rows)} rows, largest difference {worst:.2g}; {layout.bundle} is bundle {digest}")
 
 
-def _compare_single_rows(session, rows, answers, reference) -> None:
+def _compare_single_rows(
+    session: Session,
+    rows: Rows,
+    answers: dict[str, np.ndarray],
+    reference: dict[str, np.ndarray],
+) -> None:
     """The start of the split again, a row at a time; put in place of the batched answers if worse.
 
     A graph whose batch axis was frozen, or that mixes rows, answers single rows differently.
@@ -58,7 +71,14 @@ def _compare_single_rows(session, rows, answers, reference) -> None:
     for name, batched in answers.items():
         alone = np.concatenate([answer[name] for answer in single])
         expected = reference[name][:first]
-        worse = np.abs(alone - expected) > np.abs(batched[:first] - expected)
+        if batched.shape != reference[name].shape or alone.shape != expected.shape:
+            raise StageError(
+                f"{name}: the export answers {list(alone.shape)} to {first} single rows and "
+                f"{list(batched.shape)} to {len(rows)} in batches, expected {list(expected.shape)} and "
+                f"{list(reference[name].shape)}; no bundle was written"
+            )
+        # Not `>`: that would pass over single rows answered with NaN.
+        worse = ~(np.abs(alone - expected) <= np.abs(batched[:first] - expected))
         batched[:first][worse] = alone[worse]
 
 

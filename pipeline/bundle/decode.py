@@ -10,10 +10,13 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 MAX_PIXELS = 50_000_000
 """Largest picture that is decoded, in pixels: a small file can unfold to gigabytes."""
@@ -100,8 +103,8 @@ def _decode_image(decoder: ImageDecoder, payload: bytes, invert: bool) -> np.nda
                 raise DecodeError(
                     f"picture of {file.width}x{file.height} pixels; at most {MAX_PIXELS} are decoded"
                 )
-            if getattr(file, "n_frames", 1) > 1:
-                raise DecodeError(f"picture with {file.n_frames} frames; expected one still picture")
+            if (frames := getattr(file, "n_frames", 1)) > 1:
+                raise DecodeError(f"picture with {frames} frames; expected one still picture")
             file.load()
             picture = ImageOps.exif_transpose(file)
     except DecodeError:
@@ -117,7 +120,7 @@ def _decode_image(decoder: ImageDecoder, payload: bytes, invert: bool) -> np.nda
     return np.asarray(picture, np.uint8).reshape(decoder.height, decoder.width, decoder.channels)
 
 
-def _flatten(picture, mode: str, background: int):
+def _flatten(picture: Image, mode: str, background: int) -> Image:
     """To 8-bit grey or RGB; transparent parts show the background."""
     from PIL import Image
 
@@ -133,7 +136,7 @@ def _flatten(picture, mode: str, background: int):
     return picture if picture.mode == mode else picture.convert(mode)
 
 
-def _fit(picture, decoder: ImageDecoder):
+def _fit(picture: Image, decoder: ImageDecoder) -> Image:
     from PIL import Image, ImageOps
 
     if decoder.trim:

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pipeline.bundle.decode import Decoder
 from pipeline.bundle.tensors import BY_NUMPY
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Literal[1] = 1
 MANIFEST = "manifest.json"
 LINEAGE = "lineage.json"
 MAX_FILES = 64

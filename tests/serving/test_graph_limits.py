@@ -260,3 +260,9 @@ def test_an_operator_can_allow_loops_and_lower_limits(manifest: Manifest) -> Non
     with pytest.raises(ModelRefused, match="at most 100 are loaded"):
         small = GraphSettings(model_bytes=100)
         graph.check(model.SerializeToString(), manifest, manifest.variants["fp32"], small)
+
+
+def test_vendored_schema_is_that_of_the_onnx_package() -> None:
+    from serving.proto import SCHEMA
+
+    assert SCHEMA.read_bytes() == onnx.onnx_ml_pb2.DESCRIPTOR.serialized_pb
