@@ -67,7 +67,8 @@ def serve_and_compare(experiment: str, command: list[str], folder: Path, expecte
     """Start the host's server, time it, and hold its digest against the trained bundle's."""
     port = free_port()
     start = time.perf_counter()
-    server = subprocess.Popen([*command, "--port", str(port)], cwd=folder, stderr=subprocess.DEVNULL)
+    command = [*command, "--port", str(port), "--no-access-log"]
+    server = subprocess.Popen(command, cwd=folder, stderr=subprocess.DEVNULL)
     try:
         answered(f"http://127.0.0.1:{port}/v2/health/ready", 30)
         print(f"slipway serve: ready {time.perf_counter() - start:.2f} s after its start")

@@ -1,0 +1,97 @@
+"""Live curves: a training's epochs, streamed to MLflow by a process of its own.
+
+Best effort. Nothing depends on them: `track` completes them, or writes the run from files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stages.params import Experiment
+
+PATIENCE = 3.0
+"""Seconds that a finished training waits for its last points to arrive."""
+
+
+def train_key(experiment: Experiment, data_digest: str) -> str:
+    """SHA-256 over all that a training's result follows from: its settings and its data."""
+    settings = experiment.resolved()
+    parts = {name: settings[name] for name in ("data", "model", "task", "train")}
+    return hashlib.sha256(json.dumps([parts, data_digest], sort_keys=True).encode()).hexdigest()
+
+
+class LiveCurves:
+    """Streams `log`ged epochs to MLflow without ever waiting for it.
+
+    `params` are the experiment's resolved settings. With `SLIPWAY_TRACKING=off` it does nothing;
+    with a server that is down or slow, epochs are dropped.
+    """
+
+    def __init__(self, experiment_name: str, train_key: str, params: Mapping[str, Any]) -> None:
+        self._child: subprocess.Popen[bytes] | None = None
+        self._unsent = b""
+        if os.environ.get("SLIPWAY_TRACKING") == "off":
+            return
+        from stages.tracking.facts import flat_params
+
+        try:
+            # In a session of its own: Ctrl-C must reach the training alone, whose end the child
+            # then reads from the closed pipe.
+            self._child = subprocess.Popen(
+                [sys.executable, "-m", "stages.tracking", "live"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        except OSError:
+            return
+        assert self._child.stdin is not None
+        os.set_blocking(self._child.stdin.fileno(), False)
+        self._send(
+            {"experiment": experiment_name, "train_key": train_key, "params": flat_params(params)}
+        )
+
+    def log(self, line: dict[str, float]) -> None:
+        """One epoch's numbers, `epoch` among them; shown to 6 digits, as the reports have them."""
+        self._send({"line": {name: float(f"{value:.6g}") for name, value in line.items()}})
+
+    def close(self) -> None:
+        """Say goodbye; wait a little for the last points, then let go.
+
+        Called while an exception passes by, no goodbye: what was streamed is marked as killed.
+        """
+        if self._child is None:
+            return
+        if sys.exc_info()[0] is None:
+            self._send({"end": True})
+        assert self._child.stdin is not None
+        try:
+            self._child.stdin.close()
+            self._child.wait(PATIENCE)
+        except (OSError, subprocess.TimeoutExpired):
+            self._child.kill()
+            self._child.wait()
+        self._child = None
+
+    def _send(self, message: Mapping[str, Any]) -> None:
+        """Into the pipe if there is room; a line is dropped while an earlier one is half in."""
+        if self._child is None or self._child.stdin is None:
+            return
+        descriptor = self._child.stdin.fileno()
+        try:
+            if self._unsent:
+                self._unsent = self._unsent[os.write(descriptor, self._unsent) :]
+            if not self._unsent:
+                payload = json.dumps(message).encode() + b"\n"
+                self._unsent = payload[os.write(descriptor, payload) :]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._unsent = b""  # the child is gone, and has said why

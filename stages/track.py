@@ -1,0 +1,131 @@
+"""The pipeline state into MLflow: one run per state, made or found. See `stages/tracking`.
+
+`SLIPWAY_TRACKING` says what a server that is down means: `best-effort` (the default) a warning,
+`required` an error; `off` tracks nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pipeline.bundle.manifest import MANIFEST, canonical_json
+from stages.entry import StageError, stage
+from stages.layout import Layout, write_atomically
+from stages.params import Experiment
+from stages.tracking.address import Address, Policy, address, locked, policy
+from stages.tracking.state import pipeline_key, section
+
+if TYPE_CHECKING:
+    from stages.tracking.facts import Facts
+    from stages.tracking.runs import Tracked
+
+
+@stage
+def command(experiment: Experiment, layout: Layout) -> None:
+    """Track EXPERIMENT's pipeline state in MLflow."""
+    how_much = policy()
+    manifest = layout.bundle / MANIFEST
+    if not manifest.is_file():
+        raise StageError(f"{layout.bundle}: no bundle; run `dvc repro`")
+    _measure_if_missing(layout, hashlib.sha256(manifest.read_bytes()).hexdigest())
+    key = pipeline_key(section(experiment.name))
+    where = address()
+    if how_much != "off" and (stamp := _stamped(where, key, layout)):
+        if not _same(layout.lineage, lineage := canonical_json(stamp["lineage"])):
+            write_atomically(layout.lineage, lineage)
+        _tell(experiment.name, stamp["name"], stamp["run_id"], "found", where)
+        return
+    _project(experiment, layout, where, how_much)
+
+
+def _project(experiment: Experiment, layout: Layout, where: Address, how_much: Policy) -> None:
+    from stages.tracking.facts import gather
+
+    facts = gather(experiment, layout)
+    # The bundle is never without its lineage; the run's id follows once there is one.
+    write_atomically(layout.lineage, canonical_json(facts.lineage))
+    if how_much == "off":
+        print(f"not tracked: {experiment.name}, SLIPWAY_TRACKING is off")
+        return
+    try:
+        tracked = _tracked(where, facts)
+    except StageError:
+        raise
+    except Exception as error:  # whatever MLflow, its database or the network may come up with
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        message = f"not tracked: {where.shown}: {reason}"
+        if how_much == "required":
+            raise StageError(f"{message}; SLIPWAY_TRACKING is 'required'") from error
+        click.echo(
+            f"warning: {message}; nothing else is lost, the next `dvc repro` makes up for it",
+            err=True,
+        )
+        return
+    lineage = facts.tracked(where.shown, tracked.run_id, tracked.model_id).lineage
+    write_atomically(layout.lineage, canonical_json(lineage))
+    if tracked.complete:
+        note = {
+            "run_id": tracked.run_id,
+            "name": tracked.name,
+            "latency": facts.latency_digest,
+            "lineage": lineage,
+        }
+        write_atomically(_stamp(where, facts.key), canonical_json(note))
+    _tell(experiment.name, tracked.name, tracked.run_id, tracked.how, where)
+
+
+def _tracked(where: Address, facts: Facts) -> Tracked:
+    from stages.tracking import model, runs, server
+
+    with locked(where):
+        try:
+            return runs.project(server.connect(where), facts)
+        except model.ModelError as error:
+            raise StageError(str(error)) from None
+
+
+def _measure_if_missing(layout: Layout, digest: str) -> None:
+    """In a fresh clone `benchmark` is up to date by `dvc.lock`, yet never ran on this machine."""
+    if layout.latency.is_file() and json.loads(layout.latency.read_text()).get("bundle") == digest:
+        return
+    layout.latency.unlink(missing_ok=True)  # another bundle's
+    done = subprocess.run(
+        [sys.executable, "-m", "stages.benchmark", layout.experiment], check=False
+    )
+    if done.returncode:
+        click.echo(f"warning: no latency of {layout.experiment}: its benchmark failed", err=True)
+
+
+def _stamp(where: Address, key: str) -> Path:
+    return where.notes / f"{key[:32]}-{where.identity}"
+
+
+def _stamped(where: Address, key: str, layout: Layout) -> dict[str, Any] | None:
+    """What the last tracking of this state at this address noted, if nothing came since."""
+    try:
+        note: dict[str, Any] = json.loads(_stamp(where, key).read_bytes())
+    except (OSError, ValueError):
+        return None
+    latency = (
+        hashlib.sha256(layout.latency.read_bytes()).hexdigest() if layout.latency.is_file() else ""
+    )
+    return note if note.get("latency") == latency else None
+
+
+def _same(path: Path, payload: bytes) -> bool:
+    return path.is_file() and path.read_bytes() == payload
+
+
+def _tell(experiment: str, name: str, run_id: str, how: str, where: Address) -> None:
+    print(f"tracked: {experiment} run {name} {run_id} ({how}) in {where.shown}")
+
+
+if __name__ == "__main__":
+    command()

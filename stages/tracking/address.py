@@ -1,0 +1,111 @@
+"""Where runs go: which server, which database, which MLflow experiment. Free of mlflow."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+from pipeline.config import ConfigError
+
+Policy = Literal["off", "best-effort", "required"]
+EXPERIMENT = "slipway"
+SQLITE = "sqlite:///"
+
+
+@dataclass(frozen=True)
+class Address:
+    """An MLflow server, or the database of a project that has none.
+
+    `uri` is absolute: `dvc exp run --queue` works in a folder that is deleted afterwards, and
+    MLflow would resolve its default there. `artifacts` is set where no server chooses the place.
+    """
+
+    uri: str
+    experiment: str
+    artifacts: Path | None
+    home: Path
+
+    @property
+    def database(self) -> Path | None:
+        """The SQLite file, where the address is one."""
+        return Path(self.uri.removeprefix(SQLITE)) if self.uri.startswith(SQLITE) else None
+
+    @property
+    def shown(self) -> str:
+        """The URI without a password in it."""
+        parts = urlsplit(self.uri)
+        if "@" not in parts.netloc:
+            return self.uri
+        return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+    @property
+    def identity(self) -> str:
+        """Changes with the server, the MLflow experiment, and the database file itself.
+
+        The inode tells a database that was deleted and made again from the one a stamp speaks of.
+        """
+        inode = ""
+        if self.database is not None:
+            inode = str(self.database.stat().st_ino) if self.database.exists() else "none"
+        return hashlib.sha256(f"{self.uri}\0{self.experiment}\0{inode}".encode()).hexdigest()[:16]
+
+    @property
+    def notes(self) -> Path:
+        """The folder of local stamps and locks, shared by a project's experiment folders."""
+        return self.home / ".dvc" / "tmp" / "track"
+
+
+def home() -> Path:
+    """The project's folder; within DVC's experiments, the one they were started from."""
+    return Path(os.environ.get("DVC_ROOT") or ".").resolve()
+
+
+def policy() -> Policy:
+    """How much tracking matters, from `SLIPWAY_TRACKING`. Raises `ConfigError`."""
+    match os.environ.get("SLIPWAY_TRACKING") or "best-effort":
+        case "off":
+            return "off"
+        case "best-effort":
+            return "best-effort"
+        case "required":
+            return "required"
+        case other:
+            raise ConfigError(
+                f"SLIPWAY_TRACKING: expected off, best-effort or required, got {other!r}"
+            )
+
+
+def address() -> Address:
+    """`MLFLOW_TRACKING_URI`, else the project's own `mlflow.db` with `mlartifacts/` beside it."""
+    project = home()
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{project / 'mlflow.db'}"
+    artifacts: Path | None = project / "mlartifacts"
+    if uri.startswith(SQLITE):
+        database = project / uri.removeprefix(SQLITE)
+        uri, artifacts = f"{SQLITE}{database}", database.parent / "mlartifacts"
+    elif urlsplit(uri).scheme in ("http", "https", "databricks", ""):
+        artifacts = None
+    name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
+    return Address(uri, name, artifacts, project)
+
+
+@contextmanager
+def locked(where: Address) -> Iterator[None]:
+    """One tracker of this database, or of this project, at a time; a dead one holds nothing.
+
+    MLflow's first opening of a database is not safe against another one.
+    """
+    path = where.notes / "lock"
+    if where.database is not None:
+        path = where.database.with_name(f"{where.database.name}.lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

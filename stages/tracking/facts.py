@@ -1,0 +1,208 @@
+"""Everything a run shall say about a pipeline state, gathered from files. Free of mlflow."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import re
+import subprocess
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from pipeline.bundle import manifest as bundles
+from pipeline.bundle.manifest import Bundle
+from stages.layout import Layout
+from stages.params import Experiment
+from stages.tracking import state
+
+PACKAGES = ("torch", "onnx", "onnxruntime", "numpy", "slipway")
+# Constants of the comparison, and the test metrics over again: they would only crowd the charts.
+UNINTERESTING = re.compile(r"parity\.(tolerance\..*|metrics_onnx\..*|rows)")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A pipeline state as MLflow shall show it.
+
+    `curves` holds one dict per epoch with the key `epoch`; `finals` and `latency` are the single
+    numbers. `lineage` is what `lineage.json` says before the run is known.
+    """
+
+    experiment: str
+    layout: Layout
+    bundle: Bundle
+    key: str
+    train_key: str | None
+    params: dict[str, str]
+    tags: dict[str, str]
+    curves: list[dict[str, float]]
+    finals: dict[str, float]
+    latency: dict[str, float]
+    latency_digest: str
+    lineage: dict[str, Any]
+
+    @property
+    def run_name(self) -> str:
+        """Short and unlike others: with DVC's name for an experiment, else the key's start."""
+        return f"{self.experiment}-{self.lineage['dvc']['experiment'] or self.key[:7]}"
+
+    def tracked(self, server: str, run_id: str, model_id: str | None) -> Facts:
+        """The same, its lineage naming the run."""
+        mlflow = {"server": server, "run_id": run_id, "model_id": model_id}
+        return replace(self, lineage=self.lineage | {"mlflow": mlflow})
+
+
+def gather(experiment: Experiment, layout: Layout) -> Facts:
+    """Read it all. Raises `BundleError` or `StageError` where the pipeline was not run whole."""
+    from pipeline import prepared
+    from stages.live import train_key
+
+    stages = state.section(experiment.name)
+    key = state.pipeline_key(stages)
+    bundle = bundles.read(layout.bundle)
+    # DVC need not bring intermediate files into a fresh clone: then their digests are unknown.
+    data = train = None
+    if (layout.data / prepared.MANIFEST).is_file():
+        data = prepared.digest(prepared.read_manifest(layout.data))
+        train = train_key(experiment, data)
+    weights = digest_of(layout.weights)
+    onnx = bundle.manifest.files[bundle.manifest.variants["fp32"].file].sha256
+    git = git_state()
+    dvc_experiment = os.environ.get("DVC_EXP_NAME") or None
+    tags = {
+        "experiment": experiment.name,
+        "pipeline.key": key,
+        "train.key": train,
+        "bundle": bundle.digest,
+        "onnx.sha256": onnx,
+        "data.sha256": data,
+        "weights.sha256": weights,
+        "git.commit": git and git["commit"],
+        "git.dirty": git and str(git["dirty"]).lower(),
+        "dvc.experiment": dvc_experiment,
+        "threads": str(experiment.train.threads),
+    }
+    tags |= {f"version.{name}": version for name, version in versions(bundle).items()}
+    lineage = {
+        "experiment": experiment.name,
+        "bundle": bundle.digest,
+        "onnx_sha256": onnx,
+        "weights_sha256": weights,
+        "data_sha256": data,
+        "pipeline_key": key,
+        "train_key": train,
+        "git": git,
+        "dvc": {
+            "experiment": dvc_experiment,
+            "data_md5": {
+                path: md5
+                for path, md5 in state.files(stages["prepare"], "deps").items()
+                if not path.endswith(".py")
+            },
+        },
+        "mlflow": None,
+    }
+    latency = json_of(layout.latency)
+    return Facts(
+        experiment=experiment.name,
+        layout=layout,
+        bundle=bundle,
+        key=key,
+        train_key=train,
+        params=flat_params(experiment.resolved()),
+        tags={name: value for name, value in tags.items() if value},
+        curves=curves(layout.history),
+        finals=dict(numbers({**json_of(layout.metrics), **json_of(layout.parity)})),
+        latency={
+            name if name.startswith("latency.") else f"latency.{name}": value
+            for name, value in numbers(latency)
+        },
+        latency_digest=digest_of(layout.latency) or "",
+        lineage=lineage,
+    )
+
+
+def flat_params(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """`train.lr` -> '0.001'; lists as JSON. MLflow keeps 6000 characters of a value."""
+    flat: dict[str, str] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            flat |= flat_params(value, f"{prefix}{key}.")
+        else:
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            flat[f"{prefix}{key}"] = text[:6000]
+    return flat
+
+
+def numbers(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """Every number of a report by its dotted name. Truth values, texts and lists are no metrics."""
+    for key, value in values.items():
+        # MLflow's names hold letters, digits, spaces and _ - . / :
+        name = re.sub(r"[^\w\-. /:]", "_", f"{prefix}{key}")
+        if isinstance(value, Mapping):
+            yield from numbers(value, f"{name}.")
+        elif isinstance(value, int | float) and not (
+            isinstance(value, bool) or UNINTERESTING.fullmatch(name)
+        ):
+            yield name, float(value)
+
+
+def curves(path: Path) -> list[dict[str, float]]:
+    """The learning curves, a line per epoch; a cell that holds nothing is left out."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+
+
+def json_of(path: Path) -> dict[str, Any]:
+    """A JSON report, empty where there is none."""
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def digest_of(path: Path) -> str | None:
+    """SHA-256 of a file, none where there is none."""
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def versions(bundle: Bundle) -> dict[str, str]:
+    """Of the tools: what the bundle was made with, else what is installed here."""
+    found = dict(bundle.manifest.versions)
+    for name in PACKAGES:
+        if name not in found:
+            try:
+                found[name] = metadata.version(name)
+            except metadata.PackageNotFoundError:
+                continue
+    return found
+
+
+def git_state() -> dict[str, Any] | None:
+    """Commit and whether files differ from it, or none outside git.
+
+    What the pipeline itself writes does not count: after each new result `dvc.lock` and the
+    reports differ from the commit whose code and settings gave it.
+    """
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", *arguments], capture_output=True, text=True, timeout=20, check=True
+        )
+        return done.stdout.strip()
+
+    try:
+        commit = git("rev-parse", "--verify", "HEAD")
+        changed = git(
+            "status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock", ":!reports"
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"commit": commit, "dirty": bool(changed)}

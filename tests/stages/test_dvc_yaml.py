@@ -1,0 +1,266 @@
+"""`dvc.yaml` against what the stages really import, read and write."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ruamel.yaml import YAML
+
+from stages.layout import Layout
+from stages.params import SECTIONS
+from tests.stages.imports import ROOT, reached
+
+DVC = YAML(typ="safe").load(ROOT / "dvc.yaml")
+EXPERIMENTS: dict[str, Any] = YAML(typ="safe").load(ROOT / "params.yaml")["experiments"]
+STAGES = {name: stage["do"] for name, stage in DVC["stages"].items()}
+PURE = [name for name in STAGES if name != "track"]
+"""`track` always runs and writes nothing that DVC keeps: it needs no list of what can change it."""
+
+# What a stage imports and does not declare, and why no result changes with it.
+EVERYWHERE = {
+    "pipeline/config.py": "checks settings; what they say arrives through params",
+    "pipeline/plugins.py": "finds modules by name; the modules found are declared",
+    "pipeline/bundle/manifest.py": "types and canonical JSON; what they hold arrives as data",
+    "pipeline/bundle/tensors.py": "names of types, fixed by the protocols",
+    "pipeline/bundle/decode.py": "only its settings are named; prepare and the server decode",
+    "stages/entry.py": "settings first, errors as sentences",
+    "stages/layout.py": "paths, which DVC has in its own words",
+    "stages/params.py": "reads params, which DVC watches itself",
+}
+EXEMPT: dict[str, dict[str, str]] = {
+    "prepare": {},
+    "train": {
+        "pipeline/pictures.py": "reached by the task; evaluate draws",
+        "stages/live.py": "curves on the side, and a key that follows from params and data",
+        "stages/tracking/facts.py": "reached by the curves on the side",
+        "stages/tracking/state.py": "reached by the curves on the side",
+    },
+    "evaluate": {},
+    "export": {
+        "pipeline/metrics.py": "reached by the task; nothing is scored here",
+        "pipeline/pictures.py": "reached by the task; evaluate draws",
+    },
+    "verify": {
+        "pipeline/export.py": "the card raises its error",
+        "pipeline/pictures.py": "reached by the task; evaluate draws",
+        "serving/errors.py": "errors end the stage without a result",
+    },
+    "benchmark": {
+        "pipeline/bundle/golden.py": "reads the rows that are timed",
+        "serving/errors.py": "errors end the stage without a result",
+    },
+}
+UNDECLARED_PATHS = {
+    "build": "the folder of the others",
+    "reports": "the folder of the others",
+    "checkpoints": "DVC would delete them before a resume",
+    "latency": "this machine's truth; listed under the top-level metrics",
+    "lineage": "what may differ between two equal builds; ignored by DVC",
+}
+
+
+def stage_files(stage: str) -> set[Path]:
+    """The files of `stages/` that do a stage's work."""
+    shared = {ROOT / "stages" / f"{name}.py" for name in ("entry", "params", "layout", "live")}
+    found = reached(ROOT / "stages" / f"{stage}.py", shared)
+    return {p for p in found - shared if p.parent == ROOT / "stages" and p.name != "__init__.py"}
+
+
+def chains(stage: str, variable: str) -> set[str]:
+    """What a stage asks of a variable: `experiment.train.threads` is `train.threads`."""
+    found = set()
+    for path in stage_files(stage):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute):
+                text = ast.unparse(node)
+                if re.fullmatch(rf"{variable}(\.\w+)+", text):
+                    found.add(text.removeprefix(f"{variable}."))
+    longer = {chain for chain in found if any(other.startswith(f"{chain}.") for other in found)}
+    return found - longer
+
+
+def plugins_used(stage: str) -> set[str]:
+    """The kinds of plug-in whose code a stage runs."""
+    used = {chain.partition(".")[0] for chain in chains(stage, "experiment") if ".module" in chain}
+    # `model = experiment.model`, and then `model.module.build(...)`.
+    return used | ({"model"} & chains(stage, "experiment"))
+
+
+def resolved(text: str, experiment: str) -> str:
+    """A line of `dvc.yaml` as DVC fills it in."""
+
+    def value(match: re.Match[str]) -> str:
+        found: Any = {"key": experiment, "item": EXPERIMENTS[experiment]}
+        for step in match[1].split("."):
+            found = found[step]
+        return str(found)
+
+    return re.sub(r"\$\{([\w.]+)\}", value, text)
+
+
+def paths(stage: str, *kinds: str) -> Iterator[str]:
+    for kind in kinds:
+        for entry in STAGES[stage].get(kind, []):
+            yield entry if isinstance(entry, str) else next(iter(entry))
+
+
+def modules(names: set[str] | Iterator[str]) -> set[str]:
+    return {name for name in names if name.endswith(".py")}
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize("stage", PURE)
+def test_a_stage_declares_the_modules_it_reaches(stage, experiment):
+    start = {ROOT / "stages" / f"{stage}.py"}
+    folders = {"data": "data", "model": "models", "task": "tasks"}
+    for kind in plugins_used(stage):
+        name = EXPERIMENTS[experiment][kind]["name"]
+        start.add(ROOT / "pipeline" / folders[kind] / f"{name}.py")
+    leaves = {ROOT / name for name in EVERYWHERE}
+    used = {
+        str(path.relative_to(ROOT))
+        for file in start
+        for path in reached(file, leaves)
+        if path.name != "__init__.py"
+    }
+    declared = modules(resolved(path, experiment) for path in paths(stage, "deps"))
+    missing = used - declared - EVERYWHERE.keys() - EXEMPT[stage].keys()
+    assert not missing, f"add to the deps of {stage}, or exempt with a reason"
+    assert not declared - used, f"declared for {stage}, but it never reaches them"
+    assert not EXEMPT[stage].keys() - (used - declared), "an exemption that exempts nothing"
+    assert not [path for path in declared if not (ROOT / path).is_file()]
+
+
+def test_the_plugins_a_stage_runs_are_seen():
+    assert {stage: plugins_used(stage) for stage in PURE} == {
+        "prepare": {"data"},
+        "train": {"model", "task"},
+        "evaluate": {"model", "task"},
+        "export": {"model", "task"},
+        "verify": {"task"},
+        "benchmark": set(),
+    }
+
+
+def test_every_general_exemption_is_used():
+    found = {p for stage in PURE for p in reached(ROOT / "stages" / f"{stage}.py", set())}
+    assert not EVERYWHERE.keys() - {str(path.relative_to(ROOT)) for path in found}
+
+
+def test_every_path_is_known_to_dvc():
+    layout = Layout("${key}")
+    properties = {n for n, value in vars(Layout).items() if isinstance(value, property)}
+    named = {p for stage in STAGES for p in paths(stage, "deps", "outs", "metrics", "plots")}
+    unnamed = {name for name in properties if str(getattr(layout, name)) not in named}
+    assert unnamed == UNDECLARED_PATHS.keys()
+
+
+@pytest.mark.parametrize("stage", PURE)
+def test_a_stage_declares_the_files_it_reads_and_writes(stage):
+    layout = Layout("${key}")
+    properties = {n for n, value in vars(Layout).items() if isinstance(value, property)}
+    used = {chain.partition(".")[0] for chain in chains(stage, "layout")} & properties
+    declared = {
+        p
+        for p in paths(stage, "deps", "outs", "metrics", "plots")
+        if not p.endswith(".py") and p != "${item.data.path}"
+    }
+    tables = {p for p in declared if p.endswith(".csv")} - {str(layout.history)}
+    assert bool(tables) == (stage == "evaluate")
+    assert declared - tables == {
+        str(getattr(layout, name)) for name in used - UNDECLARED_PATHS.keys()
+    }
+
+
+def test_every_file_is_written_by_one_stage():
+    written = [p for stage in STAGES for p in paths(stage, "outs", "metrics", "plots")]
+    assert len(written) == len(set(written))
+    for stage in STAGES:
+        ours = set(paths(stage, "outs", "metrics", "plots"))
+        assert not ours & set(paths(stage, "deps"))
+        own = [p for p in paths(stage, "deps") if p.startswith(("build", "reports", "bundles"))]
+        assert not set(own) - set(written)
+    assert not list(paths("benchmark", "outs", "metrics", "plots"))
+    assert not list(paths("track", "outs", "metrics", "plots"))
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_the_tables_a_task_makes_are_declared(experiment):
+    from pipeline import plugins
+
+    module = plugins.load("task", EXPERIMENTS[experiment]["task"]["name"], "task.name")
+    task = module.Task(module.Config(name="any"), ("a", "b"))
+    probabilities = np.array([[0.9, 0.1], [0.2, 0.8]])
+    made = task.tables({"probabilities": probabilities}, np.array([0, 1])).keys()
+    declared = {Path(p).stem for p in paths("evaluate", "plots") if p.endswith(".csv")}
+    assert declared == made
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize("stage", [stage for stage in PURE if stage not in ("benchmark", "verify")])
+def test_a_stage_watches_the_settings_it_uses(stage, experiment):
+    watched = {path.removeprefix("experiments.${key}.") for path in STAGES[stage]["params"]}
+    used = {
+        re.sub(r"\.(config|module)\b.*", "", chain)
+        for chain in chains(stage, "experiment")
+        if chain.partition(".")[0] in SECTIONS
+    }
+    unseen = {u for u in used if not any(f"{u}.".startswith(f"{w}.") for w in watched)}
+    assert not unseen, f"{stage} uses these, and does not run again when they change"
+    for path in watched - used:  # a section may be watched whole where each of its settings is used
+        section = EXPERIMENTS[experiment][path]
+        assert {f"{path}.{name}" for name in section} <= used, f"{stage} never uses {path}"
+
+
+def test_the_bundle_holds_every_setting_so_verify_watches_them_all():
+    assert STAGES["verify"]["params"] == ["experiments.${key}"]
+
+
+def test_every_section_is_watched_by_the_stage_it_is_for():
+    sections = {s for stage in PURE if stage != "verify" for s in STAGES[stage].get("params", [])}
+    for experiment in EXPERIMENTS.values():
+        assert set(experiment) == set(SECTIONS)
+        assert {f"experiments.${{key}}.{name}" for name in experiment} <= sections
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_runs_its_own_module_for_each_experiment(stage):
+    assert DVC["stages"][stage]["foreach"] == "${experiments}"
+    assert STAGES[stage]["cmd"] == f"python -m stages.{stage} ${{key}}"
+    assert bool(STAGES[stage].get("always_changed")) == (stage == "track")
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_what_an_experiment_starts_from_exists(experiment):
+    for stage in STAGES:
+        for path in paths(stage, "deps"):
+            if not path.startswith(("build", "reports", "bundles")):
+                assert (ROOT / resolved(path, experiment)).exists(), path
+
+
+def test_every_experiments_latency_is_listed():
+    assert set(DVC["metrics"]) == {str(Layout(name).latency) for name in EXPERIMENTS}
+
+
+def test_reports_are_small_texts_kept_in_git():
+    for stage in STAGES:
+        for kind in ("metrics", "plots"):
+            for entry in STAGES[stage].get(kind, []):
+                ((_, options),) = entry.items()
+                assert options["cache"] is False
+
+
+def test_plots_name_templates_there_are_and_columns_there_are():
+    built_in = {"confusion", "bar_horizontal", "linear", "scatter", "simple", "smooth"}
+    ours = {path.stem for path in (ROOT / ".dvc" / "plots").glob("*.json")}
+    for stage in STAGES:
+        for entry in STAGES[stage].get("plots", []):
+            ((_, options),) = entry.items()
+            assert options["template"] in built_in | ours
+            assert options["x"] and options["y"] and options["title"]

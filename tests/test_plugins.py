@@ -1,0 +1,154 @@
+"""Every plug-in, as the folders list them: a new one is tested without a line written here."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal, get_args, get_origin
+
+import pytest
+
+from pipeline import plugins
+from pipeline.config import ConfigError, Section
+from pipeline.layers import Activation
+
+ROOT = Path(__file__).parents[1]
+NEEDED = {"data": "load", "model": "build", "task": "Task"}
+EVERY = [(kind, name) for kind in NEEDED for name in plugins.names(kind)]
+TASK = ("loss", "plain_loss", "deployable", "declared", "scores", "tables", "pictures")
+PARITY = 1e-5
+SMALL = {"width": 8}
+"""Settings that make any model small, where it has them."""
+
+
+def module(kind: str, name: str) -> ModuleType:
+    return plugins.load(kind, name, f"{kind}.name")
+
+
+def test_the_folders_are_the_registry():
+    for kind, package in plugins.KINDS.items():
+        folder = ROOT.joinpath(*package.split("."))
+        files = {path.stem for path in folder.glob("*.py")} - {"__init__"}
+        assert set(plugins.names(kind)) == files and files
+
+
+@pytest.mark.parametrize("kind, name", EVERY)
+def test_a_plugin_keeps_its_contract(kind, name):
+    plugin = module(kind, name)
+    assert plugin.__doc__ and plugin.__doc__.strip().endswith(".")
+    assert issubclass(plugin.Config, Section) and plugin.Config.__doc__
+    assert plugin.Config.model_fields["name"].annotation is str
+    entry = getattr(plugin, NEEDED[kind])
+    assert entry.__doc__, f"{name}.{NEEDED[kind]} says nothing"
+    arguments = list(inspect.signature(entry).parameters)
+    expected = {
+        "data": ["config", "root"],
+        "model": ["config", "features", "outputs"],
+        "task": ["config", "labels"],
+    }
+    assert arguments == expected[kind]
+    if kind == "data":
+        assert {"path", "split"} <= plugin.Config.model_fields.keys()
+    if kind == "task":
+        assert all(getattr(plugin.Task, method).__doc__ for method in TASK)
+        assert {"ranked", "watched"} <= vars(plugin.Task).keys()
+
+
+@pytest.mark.parametrize("kind, name", EVERY)
+def test_every_setting_says_what_it_does_and_has_a_default(kind, name):
+    fields = module(kind, name).Config.model_fields
+    for setting, field in fields.items():
+        if kind == "model" and setting != "name":
+            assert not field.is_required(), f"{setting} has no default"
+        explained = field.description or get_origin(field.annotation) is Literal
+        nested = inspect.isclass(field.annotation) and hasattr(field.annotation, "model_fields")
+        assert explained or nested or setting in ("name", "path", "url", "labels"), setting
+
+
+@pytest.mark.parametrize("kind", NEEDED)
+def test_a_wrong_name_lists_the_folder(kind):
+    with pytest.raises(ConfigError) as caught:
+        plugins.load(kind, "no such thing", "here.name")
+    assert str(caught.value).startswith(f"here.name: no {kind} named 'no such thing'")
+    assert all(name in str(caught.value) for name in plugins.names(kind))
+    first = plugins.names(kind)[0]
+    with pytest.raises(ConfigError, match=f"did you mean '{first}'"):
+        plugins.load(kind, first + "s", "here.name")
+    for wrong in (None, 3, ["mlp"], "__init__", "..train"):
+        with pytest.raises(ConfigError):
+            plugins.load(kind, wrong, "here.name")
+
+
+def test_importing_every_plugin_wakes_nothing_heavy():
+    code = "import importlib, sys\n" + "".join(
+        f"importlib.import_module('{plugins.KINDS[kind]}.{name}')\n" for kind, name in EVERY
+    )
+    code += "print(sorted({m.split('.')[0] for m in sys.modules}))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    for heavy in ("torch", "sklearn", "onnx", "matplotlib", "pooch", "onnxruntime"):
+        assert f"'{heavy}'" not in done.stdout
+
+
+def options(annotation: Any) -> list[Any]:
+    if annotation is bool:
+        return [False, True]
+    return list(get_args(annotation)) if get_origin(annotation) is Literal else []
+
+
+def variants(config: type[Section], most: int) -> list[dict[str, Any]]:
+    """The defaults, and up to `most` settings among which every choice comes up if it can."""
+    fields = {name: field for name, field in config.model_fields.items() if name != "name"}
+    small = {name: value for name, value in SMALL.items() if name in fields}
+    if "dropout" in fields:
+        small["dropout"] = 0.25
+    choices = {
+        name: found for name, field in fields.items() if (found := options(field.annotation))
+    }
+    rounds = min(most, max((len(found) for found in choices.values()), default=0))
+    turns = [
+        {name: found[i % len(found)] for name, found in choices.items()} for i in range(rounds)
+    ]
+    if "depth" in fields:
+        # Two depths suffice: each choice meets one of them.
+        turns = [turn | {"depth": 1 + i % 2} for i, turn in enumerate(turns)]
+    return [{}, *(small | turn for turn in turns)]
+
+
+@pytest.mark.parametrize("name", plugins.names("model"))
+def test_a_model_learns_and_its_export_answers_as_torch_does(name):
+    # An activation is the same code in every model: one tries them all.
+    settings = variants(module("model", name).Config, most=99 if name == "mlp" else 2)
+    assert len(settings) > 2
+    if name == "mlp":
+        assert {values.get("activation") for values in settings} >= set(get_args(Activation))
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.pipeline.parity", name],
+        cwd=ROOT,
+        input=json.dumps(settings),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert not done.returncode, done.stderr
+    differences = [float(line) for line in done.stdout.splitlines()]
+    assert len(differences) == len(settings)
+    told = [d for d in zip(differences, settings, strict=True) if not d[0] < PARITY]
+    assert not told
+
+
+@pytest.mark.parametrize("kind, name", [pair for pair in EVERY if pair[0] == "model"])
+def test_the_same_seed_builds_the_same_model(kind, name):
+    import torch
+
+    plugin, weights = module(kind, name), []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        state = plugin.build(plugin.Config(name=name), (1, 8, 8), 10).state_dict()
+        weights.append(torch.cat([tensor.flatten().float() for tensor in state.values()]))
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
