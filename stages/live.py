@@ -5,26 +5,15 @@ Best effort. Nothing depends on them: `track` completes them, or writes the run 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from stages.params import Experiment
+from typing import Any
 
 PATIENCE = 3.0
 """Seconds that a finished training waits for its last points to arrive."""
-
-
-def train_key(experiment: Experiment, data_digest: str) -> str:
-    """SHA-256 over all that a training's result follows from: its settings and its data."""
-    settings = experiment.resolved()
-    parts = {name: settings[name] for name in ("data", "model", "task", "train")}
-    return hashlib.sha256(json.dumps([parts, data_digest], sort_keys=True).encode()).hexdigest()
 
 
 class LiveCurves:

@@ -6,6 +6,8 @@ imports torch, so a mistake is told in a fraction of a second.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +42,12 @@ class Experiment:
     train: train.Config
     metrics: tuple[str, ...]
     export: export.Config
+
+    def train_key(self, data_digest: str) -> str:
+        """SHA-256 over all that the training's result follows from: its settings and its data."""
+        settings = self.resolved()
+        parts = {name: settings[name] for name in ("data", "model", "task", "train")}
+        return hashlib.sha256(json.dumps([parts, data_digest], sort_keys=True).encode()).hexdigest()
 
     def resolved(self) -> dict[str, Any]:
         """Every setting, defaults included, as plain data."""

@@ -23,9 +23,9 @@ def command(experiment: Experiment, layout: Layout) -> None:
     from pipeline import prepared
     from pipeline.checkpoint import save_weights
     from pipeline.tables import csv_bytes
-    from stages.live import LiveCurves, train_key
+    from stages.live import LiveCurves
 
-    key = train_key(experiment, prepared.digest(prepared.read_manifest(layout.data)))
+    key = experiment.train_key(prepared.digest(prepared.read_manifest(layout.data)))
     curves = LiveCurves(experiment.name, key, experiment.resolved())
     try:
         network, progress = train(experiment, layout.data, layout.checkpoints, key, curves.log)

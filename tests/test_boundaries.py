@@ -35,7 +35,9 @@ ORDER = (
     "http",
     "http_reader",
     "rest",
+    "rpc",
     "codec_json",
+    "codec_proto",
     "dataplane",
     "repository",
     "model",
@@ -43,6 +45,7 @@ ORDER = (
     "batching",
     "graph",
     "runtime",
+    "registry",
     "telemetry",
     "config",
     "tensor_data",
@@ -152,7 +155,7 @@ def test_the_command_line_wakes_only_itself():
 
 def test_every_module_of_serving_loads_without_the_training_half():
     seen = loaded(import_all([name for name in MODULES if within(name, "serving")]))
-    assert not heads(seen) & {"torch", "dvc", "mlflow", "sklearn", "matplotlib", "stages"}
+    assert not heads(seen) & (HEAVY - {"onnxruntime"} | {"stages"})
     training = {name for name in seen if within(name, "pipeline") and name != "pipeline"}
     assert not [name for name in training if not within(name, *SHARED[1:])]
 
@@ -224,11 +227,12 @@ def test_models_never_import_tasks_and_the_loop_imports_neither():
 
 def test_each_file_of_serving_imports_only_files_below_it():
     top = {path.stem for path in (ROOT / "serving").glob("*.py")} - {"__init__"}
-    assert top == set(ORDER), f"give a place in ORDER to {top ^ set(ORDER)}"
+    assert not top - set(ORDER), "give these a place in ORDER"
     wrong = []
-    for place, name in enumerate(ORDER):
-        below = {f"serving.{other}" for other in ORDER[place + 1 :]}
+    for name in top:
+        below = {f"serving.{other}" for other in ORDER[ORDER.index(name) + 1 :]}
         used = {n for n in imports(ROOT / "serving" / f"{name}.py") if within(n, "serving")}
+        used = {n for n in used if not within(n, "serving.proto")}  # generated, imports nothing
         wrong += [f"serving/{name}.py imports {other}" for other in used - below - {"serving"}]
     assert not wrong
 

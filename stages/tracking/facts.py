@@ -60,7 +60,6 @@ class Facts:
 def gather(experiment: Experiment, layout: Layout) -> Facts:
     """Read it all. Raises `BundleError` or `StageError` where the pipeline was not run whole."""
     from pipeline import prepared
-    from stages.live import train_key
 
     stages = state.section(experiment.name)
     key = state.pipeline_key(stages)
@@ -69,7 +68,7 @@ def gather(experiment: Experiment, layout: Layout) -> Facts:
     data = train = None
     if (layout.data / prepared.MANIFEST).is_file():
         data = prepared.digest(prepared.read_manifest(layout.data))
-        train = train_key(experiment, data)
+        train = experiment.train_key(data)
     weights = digest_of(layout.weights)
     onnx = bundle.manifest.files[bundle.manifest.variants["fp32"].file].sha256
     git = git_state()

@@ -134,7 +134,7 @@ def test_a_penalty_has_the_gradient_of_its_formula(l1, l2):
     net = network()
     value = optimise.penalty(Penalty(l1=l1, l2=l2), net)
     value.backward()
-    matrices = [p for p in net.parameters() if p.ndim >= 2]
+    matrices = [p.detach() for p in net.parameters() if p.ndim >= 2]
     assert value.item() == pytest.approx(
         sum(l1 * float(w.abs().sum()) + l2 / 2 * float((w**2).sum()) for w in matrices), rel=1e-5
     )

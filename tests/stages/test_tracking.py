@@ -25,13 +25,13 @@ NOBODY = "http://127.0.0.1:9"
 
 TRAIN = """
 import sys, time
-from stages.live import LiveCurves, train_key
+from stages.live import LiveCurves
 from pipeline import prepared
 from stages.params import load
 experiment = load()["digits-mlp"]
 data = prepared.digest(prepared.read_manifest(__import__("pathlib").Path("build/digits-mlp/data")))
 began = time.monotonic()
-curves = LiveCurves(experiment.name, train_key(experiment, data), experiment.resolved())
+curves = LiveCurves(experiment.name, experiment.train_key(data), experiment.resolved())
 for epoch in range(1, int(sys.argv[1]) + 1):
     curves.log({"epoch": epoch, "lr": epoch / 1000, "train_loss": 1 / (epoch + 1)})
 print(f"{time.monotonic() - began:.3f}", flush=True)
