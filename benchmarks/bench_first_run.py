@@ -30,14 +30,18 @@ def main(make_arguments: str) -> None:
         extra = make_arguments.split()
         setup = seconds(["make", "setup", *extra], clone)
         first = seconds(["make", "run", *extra], clone)
-        print(f"make run from a clean clone: {setup + first:.0f} s, "
-              f"of which {setup:.0f} s set-up and {first:.0f} s `dvc repro` with its summary")
+        print(
+            f"make run from a clean clone: {setup + first:.0f} s, "
+            f"of which {setup:.0f} s set-up and {first:.0f} s `dvc repro` with its summary"
+        )
         programs = clone / ".venv" / "bin"
         environment = {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
         status = [seconds(["dvc", "status", "-q"], clone, environment) for _ in range(ROUNDS)]
         second = [seconds(["dvc", "repro", "-q"], clone, environment) for _ in range(ROUNDS)]
-        print(f"a second `dvc repro`: {min(second):.2f} s, `dvc status`: {min(status):.2f} s, "
-              f"difference {min(second) - min(status):.2f} s (best of {ROUNDS} each)")
+        print(
+            f"a second `dvc repro`: {min(second):.2f} s, `dvc status`: {min(status):.2f} s, "
+            f"difference {min(second) - min(status):.2f} s (best of {ROUNDS} each)"
+        )
 
 
 def seconds(command: list[str], folder: Path, extra: dict[str, str] | None = None) -> float:

@@ -36,7 +36,9 @@ def main(experiment: str) -> None:
         subprocess.run([sys.executable, "-m", "venv", host], check=True)
         subprocess.run([host / "bin" / "pip", "install", "-q", f"{ROOT}[serve]"], check=True)
         packages = next((host / "lib").glob("python*/site-packages"))
-        print(f"serving install: {megabytes(packages):.0f} MB of site-packages without pip and setuptools")
+        print(
+            f"serving install: {megabytes(packages):.0f} MB of site-packages without pip and setuptools"
+        )
         found = [name for name in FOREIGN if (packages / name).exists()]
         print(f"torch, mlflow, dvc: {'found ' + ', '.join(found) if found else 'none of them'}")
         through_the_registry(experiment, host / "bin" / "slipway", Path(scratch))
@@ -44,19 +46,30 @@ def main(experiment: str) -> None:
 
 def through_the_registry(experiment: str, slipway: Path, scratch: Path) -> None:
     """Register here, pull and serve on the host, and compare digests."""
-    expected = hashlib.sha256((ROOT / "bundles" / experiment / "manifest.json").read_bytes()).hexdigest()
+    expected = hashlib.sha256(
+        (ROOT / "bundles" / experiment / "manifest.json").read_bytes()
+    ).hexdigest()
     port, address = free_port(), "http://127.0.0.1:"
     ui = [sys.executable, "-m", "stages.commands.ui", "--port", str(port)]
     environment = {**os.environ, "MLFLOW_TRACKING_URI": f"{address}{port}"}
     plain = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}
-    server = subprocess.Popen(ui, cwd=ROOT, env=plain, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    server = subprocess.Popen(
+        ui, cwd=ROOT, env=plain, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
         answered(f"{address}{port}/health", 60)
         here = Path(sys.executable).parent / "slipway"
-        subprocess.run([here, "register", experiment, "--alias", "champion"], cwd=ROOT, env=environment, check=True)
+        subprocess.run(
+            [here, "register", experiment, "--alias", "champion"],
+            cwd=ROOT,
+            env=environment,
+            check=True,
+        )
         repository = scratch / "repository"
         source = f"models:/{experiment}@champion"
-        subprocess.run([slipway, "pull", source, "--to", repository], cwd=scratch, env=environment, check=True)
+        subprocess.run(
+            [slipway, "pull", source, "--to", repository], cwd=scratch, env=environment, check=True
+        )
     finally:
         server.terminate()
         server.wait(30)

@@ -75,7 +75,8 @@ def card(
             "",
             f"- Model: {_settings(model)}",
             f"- Training: {_settings(train)}",
-            "- Versions: " + ", ".join(f"{package} {version}" for package, version in versions.items()),
+            "- Versions: "
+            + ", ".join(f"{package} {version}" for package, version in versions.items()),
             "",
             "## Limits",
             "",
@@ -94,5 +95,7 @@ def _tensor(side: str, tensor: Input | Output) -> str:
 def _settings(values: Mapping[str, Any]) -> str:
     flat = []
     for key, value in values.items():
-        flat.append(f"{key} ({_settings(value)})" if isinstance(value, Mapping) else f"{key} {value}")
+        flat.append(
+            f"{key} ({_settings(value)})" if isinstance(value, Mapping) else f"{key} {value}"
+        )
     return ", ".join(flat)

@@ -50,7 +50,7 @@ def _atomically(path: Path, write: Callable[[Path], None]) -> None:
         write(draft)
         with open(draft, "rb") as file:
             os.fsync(file.fileno())
-        os.replace(draft, path)
+        draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
         draft.parent.rmdir()

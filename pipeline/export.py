@@ -145,7 +145,9 @@ def check(
             for v in values
         ]
         if wanted != got:
-            raise ExportError(f"{kind}s: asked for {', '.join(wanted)}; the graph has {', '.join(got)}")
+            raise ExportError(
+                f"{kind}s: asked for {', '.join(wanted)}; the graph has {', '.join(got)}"
+            )
     opsets = {o.domain: o.version for o in model.opset_import}
     if opsets != {"": opset}:
         raise ExportError(f"opset: asked for {opset} of the standard domain alone, got {opsets}")

@@ -85,7 +85,9 @@ def log_loss(probabilities: np.ndarray, target: np.ndarray) -> float:
 def calibration_error(probabilities: np.ndarray, target: np.ndarray) -> float:
     """Expected calibration error (Naeini et al., 2015): |accuracy - confidence| over 15 equal bins."""
     return float(
-        sum(weight * abs(right - sure) for weight, sure, right in reliability(probabilities, target))
+        sum(
+            weight * abs(right - sure) for weight, sure, right in reliability(probabilities, target)
+        )
     )
 
 

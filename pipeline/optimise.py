@@ -21,7 +21,9 @@ class Optimiser(Section):
     momentum: float = Field(0.9, ge=0, lt=1, description="sgd only: share of the last step kept")
     nesterov: bool = Field(False, description="sgd only: Nesterov's form of momentum")
     beta2: float = Field(0.999, ge=0, lt=1, description="adam, adamw: memory of squared gradients")
-    weight_decay: float = Field(0.0, ge=0, description="adamw only: decoupled (Loshchilov, Hutter 2019)")
+    weight_decay: float = Field(
+        0.0, ge=0, description="adamw only: decoupled (Loshchilov, Hutter 2019)"
+    )
 
     @model_validator(mode="after")
     def _applicable(self) -> Optimiser:
@@ -85,7 +87,9 @@ def build(config: Optimiser, lr: float, network: nn.Module) -> torch.optim.Optim
 def factor(config: Schedule, step: int, steps: int, steps_per_epoch: int) -> float:
     """What `lr` is multiplied by at `step` of `steps` (counted from 0)."""
     # A one-cycle without a given warm-up rises over 0.3 of the steps, as is usual.
-    rise = max(config.warmup, 0.3 if config.name == "one_cycle" and not config.warmup else 0.0) * steps
+    rise = (
+        max(config.warmup, 0.3 if config.name == "one_cycle" and not config.warmup else 0.0) * steps
+    )
     if step < rise:
         return (step + 1) / (rise + 1)
     done = (step - rise) / max(1.0, steps - rise)

@@ -29,7 +29,9 @@ def curves(history: str) -> bytes:
         for name, colour in (("train_loss", BLUE), ("validation_loss", ORANGE)):
             axes[0].plot(epoch, columns[name], color=colour, label=name.replace("_", " "))
         for name in scores:
-            axes[1].plot(epoch, columns[name], label=name.removeprefix("validation_").replace("_", " "))
+            axes[1].plot(
+                epoch, columns[name], label=name.removeprefix("validation_").replace("_", " ")
+            )
         axes[2].plot(epoch, columns["lr"], color=GREY)
         for ax, title in zip(axes, ("loss", "validation scores", "learning rate"), strict=True):
             ax.set(title=title, xlabel="epoch")
@@ -40,7 +42,9 @@ def curves(history: str) -> bytes:
     return _figure(draw, columns=3, width=12, height=3.6)
 
 
-def classification(probabilities: np.ndarray, rows: Rows, labels: tuple[str, ...]) -> dict[str, bytes]:
+def classification(
+    probabilities: np.ndarray, rows: Rows, labels: tuple[str, ...]
+) -> dict[str, bytes]:
     """A classifier's pictures by file name: confusion, ROC, calibration and, of pictures, mistakes."""
     target = np.asarray(rows.target)
     drawn = {
@@ -60,14 +64,20 @@ def _confusion(matrix: np.ndarray, labels: tuple[str, ...]) -> bytes:
     def draw(axes: Any) -> None:
         ax = axes[0]
         # Shaded by share of the actual class: a rare class is seen as well as a common one.
-        ax.imshow(matrix / np.maximum(1, matrix.sum(1, keepdims=True)), cmap="Blues", vmin=0, vmax=1)
+        ax.imshow(
+            matrix / np.maximum(1, matrix.sum(1, keepdims=True)), cmap="Blues", vmin=0, vmax=1
+        )
         ax.set(xlabel="predicted", ylabel="actual", title="Confusion, rows of the test split")
         if len(labels) <= MAX_LABELS:
-            ax.set_xticks(range(len(labels)), labels, rotation=90 if max(map(len, labels)) > 2 else 0)
+            ax.set_xticks(
+                range(len(labels)), labels, rotation=90 if max(map(len, labels)) > 2 else 0
+            )
             ax.set_yticks(range(len(labels)), labels)
             for a, p in zip(*np.nonzero(matrix), strict=True):
                 dark = matrix[a, p] > 0.5 * matrix[a].sum()
-                ax.text(p, a, matrix[a, p], ha="center", va="center", color="w" if dark else "k", size=8)
+                ax.text(
+                    p, a, matrix[a, p], ha="center", va="center", color="w" if dark else "k", size=8
+                )
 
     return _figure(draw, width=size, height=size)
 
@@ -80,7 +90,9 @@ def _roc(probabilities: np.ndarray, target: np.ndarray, labels: tuple[str, ...])
         for label, false, true in worst:
             axes[0].plot(false, true, label=f"{label} ({area(false, true):.4f})", lw=1.2)
         axes[0].plot([0, 1], [0, 1], color=GREY, lw=0.8, ls="--")
-        axes[0].set(xlabel="false positive rate", ylabel="true positive rate", title="ROC, one against rest")
+        axes[0].set(
+            xlabel="false positive rate", ylabel="true positive rate", title="ROC, one against rest"
+        )
         axes[0].legend(title="class (area)", fontsize=8, loc="lower right")
         axes[0].grid(alpha=0.3)
 
@@ -100,14 +112,22 @@ def _calibration(probabilities: np.ndarray, target: np.ndarray) -> bytes:
             alpha=0.7,
             label="rows (size: share)",
         )
-        axes[0].set(xlabel="confidence", ylabel="accuracy", title="Calibration", xlim=(0, 1.02), ylim=(0, 1.05))
+        axes[0].set(
+            xlabel="confidence",
+            ylabel="accuracy",
+            title="Calibration",
+            xlim=(0, 1.02),
+            ylim=(0, 1.05),
+        )
         axes[0].legend(loc="upper left", markerscale=0.5)
         axes[0].grid(alpha=0.3)
 
     return _figure(draw, width=5.5, height=5)
 
 
-def _mistakes(probabilities: np.ndarray, target: np.ndarray, image: np.ndarray, labels: tuple[str, ...]) -> bytes:
+def _mistakes(
+    probabilities: np.ndarray, target: np.ndarray, image: np.ndarray, labels: tuple[str, ...]
+) -> bytes:
     """The wrong rows that were surest, or, where fewer are wrong, then the right ones least sure."""
     sure = probabilities[np.arange(len(target)), target]
     shown = np.argsort(sure, kind="stable")[:MISTAKES]
@@ -119,7 +139,12 @@ def _mistakes(probabilities: np.ndarray, target: np.ndarray, image: np.ndarray, 
         for ax, row in zip(axes, shown, strict=False):
             wrong = predicted[row] != target[row]
             picture = image[row]
-            ax.imshow(picture[..., 0] if picture.shape[-1] == 1 else picture, cmap="gray", vmin=0, vmax=255)
+            ax.imshow(
+                picture[..., 0] if picture.shape[-1] == 1 else picture,
+                cmap="gray",
+                vmin=0,
+                vmax=255,
+            )
             told = labels[predicted[row]] if wrong else f"{labels[target[row]]} ok"
             ax.set_title(
                 f"{labels[target[row]]} → {told}\np={probabilities[row].max():.2f}"

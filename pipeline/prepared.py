@@ -33,8 +33,12 @@ class DataError(ValueError):
 class Split(Section):
     """How rows are dealt out. A test set that the data comes with is kept as it is."""
 
-    validation: float = Field(0.1, gt=0, lt=1, description="share of all rows that are not given as test")
-    test: float = Field(0.2, gt=0, lt=1, description="share of all rows; unused with a given test set")
+    validation: float = Field(
+        0.1, gt=0, lt=1, description="share of all rows that are not given as test"
+    )
+    test: float = Field(
+        0.2, gt=0, lt=1, description="share of all rows; unused with a given test set"
+    )
     seed: int = Field(0, ge=0, description="deals the rows out another way")
 
 
@@ -57,7 +61,9 @@ class Manifest(Section):
     given_test: bool
     rows: dict[str, int]
     rows_by_label: dict[str, tuple[int, ...]]
-    identical_rows: int = Field(description="rows that repeat an earlier row; kept in that row's split")
+    identical_rows: int = Field(
+        description="rows that repeat an earlier row; kept in that row's split"
+    )
     statistics: dict[str, tuple[Channel, ...]]
     sha256: dict[str, str] = Field(description="by split, over the tensors' bytes in name order")
 
@@ -154,11 +160,14 @@ def assign(
         member[given_test] = SPLITS.index("test")
     shares = {"validation": split.validation, "test": 0.0 if given_test is not None else split.test}
     if sum(shares.values()) >= 1:
-        raise DataError(f"split: validation and test take {sum(shares.values())}, nothing is left to train")
+        raise DataError(
+            f"split: validation and test take {sum(shares.values())}, nothing is left to train"
+        )
     for label in np.unique(target):
         rows = np.flatnonzero((target == label) & (member == 0))
         keys = [
-            hashlib.sha256(split.seed.to_bytes(8, "little") + bytes(identity[row])).digest() for row in rows
+            hashlib.sha256(split.seed.to_bytes(8, "little") + bytes(identity[row])).digest()
+            for row in rows
         ]
         order = sorted(range(len(rows)), key=keys.__getitem__)
         start = 0
@@ -273,7 +282,9 @@ def _refuse(
 ) -> None:
     pairs = list(zip(first[wrong], second[wrong], strict=True))
     if pairs:
-        shown = "; ".join(f"row {a} ({describe(a)}) and row {b} ({describe(b)})" for a, b in pairs[:SHOWN])
+        shown = "; ".join(
+            f"row {a} ({describe(a)}) and row {b} ({describe(b)})" for a, b in pairs[:SHOWN]
+        )
         raise DataError(f"{what}: {len(pairs)} pairs: {shown}")
 
 
@@ -292,7 +303,8 @@ def _statistics(array: np.ndarray, train: np.ndarray) -> tuple[Channel, ...]:
     mean = total / count
     std = np.sqrt(np.maximum(square / count - mean**2, 0))
     return tuple(
-        Channel(mean=float(f"{m:.9g}"), std=float(f"{s:.9g}")) for m, s in zip(mean, std, strict=True)
+        Channel(mean=float(f"{m:.9g}"), std=float(f"{s:.9g}"))
+        for m, s in zip(mean, std, strict=True)
     )
 
 
@@ -320,7 +332,11 @@ def _map(path: Path) -> dict[str, np.ndarray]:
         header = json.loads(file.read(length))
     return {
         name: np.memmap(
-            path, types[entry["dtype"]], "r", 8 + length + entry["data_offsets"][0], tuple(entry["shape"])
+            path,
+            types[entry["dtype"]],
+            "r",
+            8 + length + entry["data_offsets"][0],
+            tuple(entry["shape"]),
         )
         for name, entry in header.items()
         if name != "__metadata__"

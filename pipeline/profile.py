@@ -12,7 +12,9 @@ from pipeline.prepared import Rows
 BINS = 32
 
 
-def profile(train: Rows, labels: tuple[str, ...], answers: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def profile(
+    train: Rows, labels: tuple[str, ...], answers: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
     """Histograms of each input over the training split, and of the answers over the test split.
 
     `counts[i]` counts what lies in `edges[i] <= x < edges[i + 1]` (the last bin holds its end too).

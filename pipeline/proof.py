@@ -59,7 +59,8 @@ def prove(
     """
     difference = {name: _largest(answers[name], reference[name]) for name in reference}
     tolerance = {
-        name: RELATIVE * max(1.0, _told(float(np.abs(r).max()), 1.0)) for name, r in reference.items()
+        name: RELATIVE * max(1.0, _told(float(np.abs(r).max()), 1.0))
+        for name, r in reference.items()
     }
     gates = [
         Gate(

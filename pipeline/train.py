@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+
 class TrainingError(RuntimeError):
     """Training cannot go on; the message says at which step and what to try."""
 
@@ -33,7 +34,9 @@ class EarlyStopping(Section):
 
     metric: str = Field("loss", description="'loss' or a metric, of the validation split")
     patience: int = Field(0, ge=0, description="epochs without a better value; 0: never stop early")
-    keep: Literal["best", "last"] = Field("best", description="which epoch's weights are the result")
+    keep: Literal["best", "last"] = Field(
+        "best", description="which epoch's weights are the result"
+    )
 
 
 class Config(Section):
@@ -43,14 +46,18 @@ class Config(Section):
     epochs: int = Field(ge=1, description="passes over the training split")
     batch_size: int = Field(ge=1, description="rows; a last, smaller batch of an epoch is dropped")
     seed: int = Field(0, ge=0, description="of weights, order, augmentation and dropout")
-    threads: int = Field(1, ge=0, description="CPU threads; 0: all. Another number, other last digits")
+    threads: int = Field(
+        1, ge=0, description="CPU threads; 0: all. Another number, other last digits"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto: cuda where there is one; cuda: an error where there is none"
     )
     optimiser: optimise.Optimiser = optimise.Optimiser()
     schedule: optimise.Schedule = optimise.Schedule()
     penalty: optimise.Penalty = optimise.Penalty()
-    clip_norm: float = Field(0.0, ge=0, description="largest norm of the whole gradient; 0: no clipping")
+    clip_norm: float = Field(
+        0.0, ge=0, description="largest norm of the whole gradient; 0: no clipping"
+    )
     augment: Affine = Affine()
     early_stopping: EarlyStopping = EarlyStopping()
 
@@ -106,7 +113,9 @@ def fit(
     if watched not in better:
         raise ConfigError(f"train.early_stopping.metric: {watched!r} is not among {sorted(better)}")
     if config.batch_size > len(train):
-        raise ConfigError(f"train.batch_size: {config.batch_size} rows, but only {len(train)} to train on")
+        raise ConfigError(
+            f"train.batch_size: {config.batch_size} rows, but only {len(train)} to train on"
+        )
     device = next(network.parameters()).device
     optimiser = optimise.build(config.optimiser, config.lr, network)
     progress = Progress()
@@ -126,7 +135,9 @@ def fit(
         losses = torch.zeros((), device=device)
         for number, (inputs, target) in enumerate(_shuffled(train, config, progress.epoch)):
             step = (progress.epoch - 1) * steps_per_epoch + number
-            share = optimise.factor(config.schedule, step, config.epochs * steps_per_epoch, steps_per_epoch)
+            share = optimise.factor(
+                config.schedule, step, config.epochs * steps_per_epoch, steps_per_epoch
+            )
             for group in optimiser.param_groups:
                 group["lr"] = config.lr * share
             raw = [tensor.to(device) for tensor in inputs]
@@ -198,7 +209,9 @@ def _patience_ended(progress: Progress, config: EarlyStopping) -> bool:
     return 0 < config.patience <= progress.epoch - progress.best_epoch
 
 
-def _state(key: str, network: nn.Module, optimiser: torch.optim.Optimizer, progress: Progress) -> dict[str, Any]:
+def _state(
+    key: str, network: nn.Module, optimiser: torch.optim.Optimizer, progress: Progress
+) -> dict[str, Any]:
     import torch
 
     return {
@@ -235,7 +248,9 @@ class _Bar:
 
     def epoch(self, line: dict[str, float], epochs: int) -> None:
         if self.live:
-            self.tqdm.set_postfix({k: f"{v:.4g}" for k, v in line.items() if k not in ("epoch", "lr")})
+            self.tqdm.set_postfix(
+                {k: f"{v:.4g}" for k, v in line.items() if k not in ("epoch", "lr")}
+            )
         else:
             numbers = "  ".join(f"{k} {v:.4g}" for k, v in line.items() if k != "epoch")
             print(f"epoch {line['epoch']}/{epochs}  {numbers}", flush=True)

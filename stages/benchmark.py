@@ -36,11 +36,12 @@ def command(experiment: Experiment, layout: Layout) -> None:
             if turn >= WARM_UP:
                 seconds.append(time.perf_counter() - start)
         p50, p99 = np.percentile(seconds, (50, 99)) * 1000
-        measured |= {f"batch_{batch}_p50_ms": float(f"{p50:.3g}"), f"batch_{batch}_p99_ms": float(f"{p99:.3g}")}
+        measured |= {
+            f"batch_{batch}_p50_ms": float(f"{p50:.3g}"),
+            f"batch_{batch}_p99_ms": float(f"{p99:.3g}"),
+        }
         measured[f"batch_{batch}_rows_per_second"] = float(f"{batch / (p50 / 1000):.3g}")
-    write_atomically(
-        layout.latency, canonical_json({"bundle": bundle.digest, "latency": measured})
-    )
+    write_atomically(layout.latency, canonical_json({"bundle": bundle.digest, "latency": measured}))
     print(f"latency, one row: {measured['batch_1_p50_ms']} ms (median of {ROUNDS}, one thread)")
 
 

@@ -14,10 +14,10 @@ def command(experiment: Experiment, layout: Layout) -> None:
 
     from pipeline import evaluate, pictures, prepared
     from pipeline.bundle.manifest import canonical_json
-    from pipeline.evaluate import significant
-    from pipeline.tables import csv_bytes
     from pipeline.determinism import make_deterministic
+    from pipeline.evaluate import significant
     from pipeline.network import predict
+    from pipeline.tables import csv_bytes
     from stages import network as networks
 
     manifest = prepared.read_manifest(layout.data)
@@ -38,7 +38,10 @@ def command(experiment: Experiment, layout: Layout) -> None:
     drawn["curves.svg"] = pictures.curves(layout.history.read_text())
     for name, payload in drawn.items():
         write_atomically(layout.pictures / name, payload)
-    print(f"test, {len(rows)} rows: " + "  ".join(f"{name} {value:.4f}" for name, value in scores.items()))
+    print(
+        f"test, {len(rows)} rows: "
+        + "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
+    )
 
 
 if __name__ == "__main__":

@@ -58,7 +58,9 @@ class Experiment:
             "train": self.train,
             "export": self.export,
         }
-        settings: dict[str, Any] = {key: part.model_dump(mode="json") for key, part in parts.items()}
+        settings: dict[str, Any] = {
+            key: part.model_dump(mode="json") for key, part in parts.items()
+        }
         return settings | {"metrics": list(self.metrics)}
 
 
@@ -70,7 +72,9 @@ def load(path: Path = PARAMS) -> dict[str, Experiment]:
             raise ConfigError(f"{key}: unknown key{suggestion(str(key), ['experiments'])}")
     entries = raw.get("experiments")
     if not isinstance(entries, Mapping) or not entries:
-        raise ConfigError(f"experiments: expected a mapping of experiments in {path}, got {entries!r}")
+        raise ConfigError(
+            f"experiments: expected a mapping of experiments in {path}, got {entries!r}"
+        )
     experiments, mistakes = {}, []
     for name, entry in entries.items():
         try:

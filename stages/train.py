@@ -64,7 +64,9 @@ def train(
     def score(module: nn.Module, rows: prepared.Rows) -> dict[str, float]:
         module.eval()
         answers = evaluate.answers(lambda raw: predict(deployable, raw, names), rows)
-        return task.scores(answers, rows.target, watched) | {"loss": task.plain_loss(answers, rows.target)}
+        return task.scores(answers, rows.target, watched) | {
+            "loss": task.plain_loss(answers, rows.target)
+        }
 
     count = sum(parameter.numel() for parameter in network.parameters())
     print(f"training {experiment.name} on {device}: {count} weights", flush=True)

@@ -34,12 +34,21 @@ def command(experiment: Experiment, layout: Layout) -> None:
     answers = evaluate.answers(session.run, rows, batch=proof.BATCH_SIZES[0])
     _compare_single_rows(session, rows, answers, reference)
 
-    scores = tuple(task.scores(side, np.asarray(rows.target), experiment.metrics) for side in (reference, answers))
-    proven = proof.prove(reference, answers, np.asarray(rows.target), task.ranked, (scores[0], scores[1]))
+    scores = tuple(
+        task.scores(side, np.asarray(rows.target), experiment.metrics)
+        for side in (reference, answers)
+    )
+    proven = proof.prove(
+        reference, answers, np.asarray(rows.target), task.ranked, (scores[0], scores[1])
+    )
     write_atomically(
         layout.parity,
         canonical_json(
-            {"parity": proven.parity.model_dump(mode="json", exclude={"batch_sizes", "metrics_torch"})}
+            {
+                "parity": proven.parity.model_dump(
+                    mode="json", exclude={"batch_sizes", "metrics_torch"}
+                )
+            }
         ),
     )
     if not proven.holds:
@@ -49,7 +58,9 @@ def command(experiment: Experiment, layout: Layout) -> None:
         )
     digest = bundle(experiment, layout, manifest, task, proven, answers)
     worst = max(proven.parity.max_abs_difference.values())
-    print(f"proven over {len(rows)} rows, largest difference {worst:.2g}; {layout.bundle} is bundle {digest}")
+    print(
+        f"proven over {len(rows)} rows, largest difference {worst:.2g}; {layout.bundle} is bundle {digest}"
+    )
 
 
 def _compare_single_rows(

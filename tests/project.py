@@ -15,7 +15,18 @@ import pytest
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[1]
-NEEDED = ("pipeline", "stages", "serving", "recipes", "data", ".dvc", "params.yaml", "dvc.yaml", ".gitignore", ".dvcignore")
+NEEDED = (
+    "pipeline",
+    "stages",
+    "serving",
+    "recipes",
+    "data",
+    ".dvc",
+    "params.yaml",
+    "dvc.yaml",
+    ".gitignore",
+    ".dvcignore",
+)
 QUICK = "digits-mlp"
 
 
@@ -25,13 +36,22 @@ class Project:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def run(self, *command: str, check: bool = True, **env: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *command: str, check: bool = True, **env: str
+    ) -> subprocess.CompletedProcess[str]:
         """Run a command with this environment's programs first on the path."""
         done = subprocess.run(
-            command, cwd=self.folder, env=self.environment(**env), capture_output=True, text=True, timeout=280
+            command,
+            cwd=self.folder,
+            env=self.environment(**env),
+            capture_output=True,
+            text=True,
+            timeout=280,
         )
         if check and done.returncode:
-            raise AssertionError(f"{command} left with {done.returncode}:\n{done.stdout}\n{done.stderr}")
+            raise AssertionError(
+                f"{command} left with {done.returncode}:\n{done.stdout}\n{done.stderr}"
+            )
         return done
 
     def repro(self, *arguments: str, **env: str) -> str:
@@ -41,13 +61,24 @@ class Project:
 
     def environment(self, **env: str) -> dict[str, str]:
         """This process's environment without settings that would lead out of the folder."""
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "DVC_", "SLIPWAY_T", "GIT_"))}
+        kept = {
+            k: v
+            for k, v in os.environ.items()
+            if not k.startswith(("MLFLOW_", "DVC_", "SLIPWAY_T", "GIT_"))
+        }
         kept["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}"
         return kept | {"DVC_NO_ANALYTICS": "true", "PYTHONPATH": "", **env}
 
     def git(self, *arguments: str) -> str:
         """A git command as a fixed author."""
-        who = ("-c", "user.name=Test", "-c", "user.email=test@example.org", "-c", "commit.gpgsign=false")
+        who = (
+            "-c",
+            "user.name=Test",
+            "-c",
+            "user.email=test@example.org",
+            "-c",
+            "commit.gpgsign=false",
+        )
         return self.run("git", *who, *arguments).stdout.strip()
 
     def commit(self, message: str) -> str:

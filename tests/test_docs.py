@@ -44,7 +44,9 @@ def runnable() -> list[str]:
 def test_every_command_is_run_here_or_somewhere_named() -> None:
     assert len(runnable()) >= 8
     for start in ELSEWHERE:
-        assert any(line.startswith(start) for line in commands()) or start == "slipway pull models:", start
+        assert (
+            any(line.startswith(start) for line in commands()) or start == "slipway pull models:"
+        ), start
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +104,9 @@ def test_readme_python(project: Project, server: Live) -> None:
 def test_settings_reference_is_up_to_date() -> None:
     from stages.commands.settings import reference
 
-    assert (ROOT / "docs" / "settings.md").read_text() == reference(), "run: slipway settings > docs/settings.md"
+    assert (ROOT / "docs" / "settings.md").read_text() == reference(), (
+        "run: slipway settings > docs/settings.md"
+    )
 
 
 def test_every_setting_says_what_it_means() -> None:
@@ -111,14 +115,21 @@ def test_every_setting_says_what_it_means() -> None:
     assert not [line for line in reference().splitlines() if line.endswith("|  |")]
 
 
-@pytest.mark.parametrize("page", sorted(p.relative_to(ROOT).as_posix() for p in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")]))
+@pytest.mark.parametrize(
+    "page",
+    sorted(
+        p.relative_to(ROOT).as_posix() for p in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")]
+    ),
+)
 def test_links_lead_somewhere(page: str) -> None:
     text = (ROOT / page).read_text()
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
         assert ((ROOT / page).parent / target).exists(), f"{page}: {target}"
 
 
-@pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "adding.md").read_text(), re.S))
+@pytest.mark.parametrize(
+    "block", re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "adding.md").read_text(), re.S)
+)
 def test_adding_page_examples_work(block: str, tmp_path: Path) -> None:
     """The data set of the page loads real pictures; its model builds."""
     program = block
@@ -133,8 +144,13 @@ def test_adding_page_examples_work(block: str, tmp_path: Path) -> None:
             "assert raw.arrays['image'].shape == (2, 32, 32, 3) and raw.labels == ('cat', 'dog')\n"
         )
     else:
-        program += "\nimport torch\nassert build(Config(name='x'), (1, 8, 8), 10)(torch.zeros(2, 1, 8, 8)).shape == (2, 10)\n"
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+        program += (
+            "\nimport torch\nmodel = build(Config(name='x'), (1, 8, 8), 10)\n"
+            "assert model(torch.zeros(2, 1, 8, 8)).shape == (2, 10)\n"
+        )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -147,6 +163,11 @@ def _write_idx(folder: Path) -> None:
     image, target = (digits.images * 15).astype(np.uint8), digits.target.astype(np.uint8)
     folder.mkdir()
     for part, chosen in (("train", slice(0, 1400)), ("t10k", slice(1400, None))):
-        for name, array in ((f"{part}-images-idx3-ubyte", image[chosen]), (f"{part}-labels-idx1-ubyte", target[chosen])):
-            head = bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape)
+        for name, array in (
+            (f"{part}-images-idx3-ubyte", image[chosen]),
+            (f"{part}-labels-idx1-ubyte", target[chosen]),
+        ):
+            head = bytes([0, 0, 8, array.ndim]) + b"".join(
+                n.to_bytes(4, "big") for n in array.shape
+            )
             (folder / name).write_bytes(head + array.tobytes())

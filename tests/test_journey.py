@@ -23,7 +23,17 @@ from tests.serving.live import Live
 
 pytestmark = pytest.mark.slow
 
-TRAINING_ONLY = ("torch", "dvc", "mlflow", "sklearn", "safetensors", "matplotlib", "pandas", "ruamel", "stages")
+TRAINING_ONLY = (
+    "torch",
+    "dvc",
+    "mlflow",
+    "sklearn",
+    "safetensors",
+    "matplotlib",
+    "pandas",
+    "ruamel",
+    "stages",
+)
 
 
 @pytest.fixture(scope="module")
@@ -65,16 +75,29 @@ def rows(finished: Project) -> dict[str, np.ndarray]:
 
 def test_every_test_row_is_answered_as_torch_answered(server, rows, torch_said) -> None:
     images = rows["image"]
-    body = {"inputs": [{"name": "image", "shape": list(images.shape), "datatype": "UINT8", "data": images.ravel().tolist()}]}
+    body = {
+        "inputs": [
+            {
+                "name": "image",
+                "shape": list(images.shape),
+                "datatype": "UINT8",
+                "data": images.ravel().tolist(),
+            }
+        ]
+    }
     status, answer = server.json("POST", f"/v2/models/{QUICK}/infer", body)
     assert status == 200
-    outputs = {o["name"]: np.array(o["data"], np.float32).reshape(o["shape"]) for o in answer["outputs"]}
+    outputs = {
+        o["name"]: np.array(o["data"], np.float32).reshape(o["shape"]) for o in answer["outputs"]
+    }
     np.testing.assert_allclose(outputs["probabilities"], torch_said["probabilities"], atol=1e-5)
     assert (outputs["logits"].argmax(1) == torch_said["logits"].argmax(1)).all()
 
 
 def test_the_answer_names_the_bundle_that_was_built(server, finished: Project) -> None:
-    expected = hashlib.sha256((finished.folder / "bundles" / QUICK / "manifest.json").read_bytes()).hexdigest()
+    expected = hashlib.sha256(
+        (finished.folder / "bundles" / QUICK / "manifest.json").read_bytes()
+    ).hexdigest()
     _, metadata = server.json("GET", f"/v2/models/{QUICK}")
     assert metadata["properties"]["bundle"] == expected
 
@@ -86,7 +109,9 @@ def test_a_sample_file_is_answered_alike_by_bundle_server_and_torch(
     sample = finished.folder / "reports" / QUICK / "samples" / f"{digit}.png"
     row = int(np.flatnonzero(rows["target"] == int(digit))[0])
     address = f"http://127.0.0.1:{server.port}"
-    told = [_predict(host, where, sample) for where in (finished.folder / "bundles" / QUICK, address)]
+    told = [
+        _predict(host, where, sample) for where in (finished.folder / "bundles" / QUICK, address)
+    ]
     assert told[0] == told[1]
     assert told[0]["label"] == str(torch_said["logits"][row].argmax())
     found = [told[0]["probabilities"][label] for label in "0123456789"]
@@ -107,11 +132,23 @@ def test_a_large_picture_with_dark_strokes_is_read_as_the_small_bright_one(
     bundle = finished.folder / "bundles" / QUICK
     small = tmp_path / "small.png"
     Image.fromarray(image).save(small)
-    assert _predict(host, bundle, picture, "--invert")["label"] == _predict(host, bundle, small)["label"]
+    assert (
+        _predict(host, bundle, picture, "--invert")["label"]
+        == _predict(host, bundle, small)["label"]
+    )
 
 
 def _predict(host: dict[str, str], where: object, file: Path, *options: str) -> dict:
-    command = [sys.executable, "-m", "pipeline.cli", "predict", str(where), str(file), "--json", *options]
+    command = [
+        sys.executable,
+        "-m",
+        "pipeline.cli",
+        "predict",
+        str(where),
+        str(file),
+        "--json",
+        *options,
+    ]
     done = subprocess.run(command, env=host, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

@@ -98,7 +98,9 @@ def looks_inverted(decoder: Decoder, payload: bytes) -> bool:
     never acted on.
     """
     row = decode(decoder.model_copy(update={"trim": False, "margin": 0}), payload)
-    border = np.concatenate([row[0].ravel(), row[-1].ravel(), row[:, 0].ravel(), row[:, -1].ravel()])
+    border = np.concatenate(
+        [row[0].ravel(), row[-1].ravel(), row[:, 0].ravel(), row[:, -1].ravel()]
+    )
     return bool(np.median(border) > 127)
 
 
@@ -118,7 +120,9 @@ def _decode_image(decoder: ImageDecoder, payload: bytes, invert: bool) -> np.nda
     except DecodeError:
         raise
     except Exception as error:  # Pillow's plug-ins raise whatever a damaged file makes them raise
-        raise DecodeError(f"not a readable picture ({', '.join(PICTURE_FORMATS)}): {error}") from error
+        raise DecodeError(
+            f"not a readable picture ({', '.join(PICTURE_FORMATS)}): {error}"
+        ) from error
 
     picture = _flatten(picture, "L" if decoder.channels == 1 else "RGB", background=255 * invert)
     if invert:

@@ -24,7 +24,9 @@ def pack(inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) ->
         for name, array in sorted(tagged.items()):
             entry = io.BytesIO()
             np.lib.format.write_array(entry, np.ascontiguousarray(array), allow_pickle=False)
-            archive.writestr(zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0)), entry.getvalue())
+            archive.writestr(
+                zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0)), entry.getvalue()
+            )
     return buffer.getvalue()
 
 

@@ -232,7 +232,9 @@ def read(folder: Path) -> Bundle:
         raise BundleError(f"{folder}: no {MANIFEST}, so not a bundle")
     for name, status in sorted(found.items()):
         if not stat.S_ISREG(status.st_mode):
-            raise BundleError(f"{folder / name}: not a regular file; a bundle holds no links or folders")
+            raise BundleError(
+                f"{folder / name}: not a regular file; a bundle holds no links or folders"
+            )
     manifest_bytes = _read_regular(folder / MANIFEST, MAX_MANIFEST_BYTES)
     manifest = parse(manifest_bytes, str(folder / MANIFEST))
 

@@ -34,7 +34,9 @@ class Config(Section):
     name: str
     path: str = Field(description="the folder of the four files; with url: `data/builtin`")
     url: str | None = Field(None, description="where to fetch the four files instead")
-    sha256: dict[str, str] = Field({}, description="file name as fetched -> SHA-256; needed with url")
+    sha256: dict[str, str] = Field(
+        {}, description="file name as fetched -> SHA-256; needed with url"
+    )
     labels: tuple[str, ...] = Field(
         tuple("0123456789"), description="names of the classes, in the order of their numbers"
     )
@@ -66,7 +68,9 @@ def load(config: Config, root: Path) -> RawData:
                 f"{files[at]}: {len(images)} pictures, but {files[at + 1]}: {len(labels)} labels"
             )
     if train.shape[1:] != test.shape[1:]:
-        raise DataError(f"{files[2]}: pictures of {test.shape[1:]}, but training has {train.shape[1:]}")
+        raise DataError(
+            f"{files[2]}: pictures of {test.shape[1:]}, but training has {train.shape[1:]}"
+        )
     height, width = train.shape[1:]
     if 2 * config.fit.margin >= min(height, width):
         raise DataError(
@@ -101,14 +105,18 @@ def read(path: Path, axes: int) -> np.ndarray:
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
     if len(payload) < 4 or payload[:3] != b"\0\0\x08":
-        raise DataError(f"{path}: not an idx file of unsigned bytes (first bytes {payload[:4].hex()})")
+        raise DataError(
+            f"{path}: not an idx file of unsigned bytes (first bytes {payload[:4].hex()})"
+        )
     if payload[3] != axes:
         raise DataError(f"{path}: expected {axes} axes, got {payload[3]}")
     start = 4 + 4 * axes
     shape = tuple(int(n) for n in np.frombuffer(payload[4:start].ljust(4 * axes, b"\0"), ">u4"))
     expected = start + math.prod(shape)
     if len(payload) != expected:
-        raise DataError(f"{path}: {shape} takes {expected} bytes, got {len(payload)}: cut short or damaged")
+        raise DataError(
+            f"{path}: {shape} takes {expected} bytes, got {len(payload)}: cut short or damaged"
+        )
     return np.frombuffer(payload, np.uint8, offset=start).reshape(shape)
 
 

@@ -24,10 +24,14 @@ class Config(Section):
     name: str
     depth: int = Field(2, ge=1, le=8, description="stages; each after the first halves the picture")
     convolutions: int = Field(2, ge=1, le=8, description="convolutions in each stage")
-    width: int = Field(32, ge=1, le=4096, description="channels of the first stage; each later one doubles")
+    width: int = Field(
+        32, ge=1, le=4096, description="channels of the first stage; each later one doubles"
+    )
     activation: Activation = Field("relu", description="after each convolution")
     batch_norm: bool = Field(True, description="batch normalisation before each activation")
-    dropout: float = Field(0.0, ge=0, lt=1, description="share of the last features dropped while training")
+    dropout: float = Field(
+        0.0, ge=0, lt=1, description="share of the last features dropped while training"
+    )
     initialisation: Initialisation = Field("default", description="default: torch's own")
 
 
@@ -36,7 +40,9 @@ def build(config: Config, features: tuple[int, ...], outputs: int) -> nn.Module:
     from torch import nn
 
     if len(features) != 3:
-        raise ConfigError(f"model.name: cnn reads pictures [channels, height, width], got {list(features)}")
+        raise ConfigError(
+            f"model.name: cnn reads pictures [channels, height, width], got {list(features)}"
+        )
     channels, height, width = features
     layers: list[nn.Module] = []
     for stage in range(config.depth):

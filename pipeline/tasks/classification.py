@@ -18,11 +18,14 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+
 class Config(Section):
     """The settings of the task."""
 
     name: str
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="probability spread over all classes")
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="probability spread over all classes"
+    )
 
 
 class Task:
@@ -68,9 +71,15 @@ class Task:
         """The outputs of `deployable`, in order."""
         shape = ("batch", self.outputs)
         return (
-            Output(name="logits", dtype="float32", shape=shape, labels=self.labels, units="log-odds"),
             Output(
-                name="probabilities", dtype="float32", shape=shape, labels=self.labels, units="0 to 1"
+                name="logits", dtype="float32", shape=shape, labels=self.labels, units="log-odds"
+            ),
+            Output(
+                name="probabilities",
+                dtype="float32",
+                shape=shape,
+                labels=self.labels,
+                units="0 to 1",
             ),
         )
 
@@ -80,7 +89,9 @@ class Task:
         """The named metrics over these answers."""
         return {name: METRICS[name](answers["probabilities"], target) for name in names}
 
-    def tables(self, answers: Mapping[str, np.ndarray], target: np.ndarray) -> dict[str, list[dict[str, Any]]]:
+    def tables(
+        self, answers: Mapping[str, np.ndarray], target: np.ndarray
+    ) -> dict[str, list[dict[str, Any]]]:
         """CSV tables by name: every row's actual and predicted label, ROC points, per-class scores."""
         probabilities = answers["probabilities"]
         predicted = probabilities.argmax(1)

@@ -21,7 +21,9 @@ GRAPH = Path("dvc.yaml")
 @click.command(name="init")
 @click.option("--recipe", required=True, help="A file of recipes/, without '.yaml'.")
 @click.option("--name", help="The experiment's name; the recipe's by default.")
-@click.option("--data", type=click.Path(path_type=Path), help="Your folder of data, in place of the recipe's.")
+@click.option(
+    "--data", type=click.Path(path_type=Path), help="Your folder of data, in place of the recipe's."
+)
 def command(recipe: str, name: str | None, data: Path | None) -> None:
     """Add a ready-made experiment to params.yaml."""
     try:

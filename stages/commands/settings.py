@@ -22,22 +22,44 @@ def command() -> None:
 
 def reference() -> str:
     """The whole list as Markdown."""
-    lines = ["# Settings", "", "Every setting of an experiment in `params.yaml`. Written by `slipway settings`.", ""]
+    lines = [
+        "# Settings",
+        "",
+        "Every setting of an experiment in `params.yaml`. Written by `slipway settings`.",
+        "",
+    ]
     for kind in ("data", "model", "task"):
         for name in plugins.names(kind):
             module = plugins.load(kind, name, kind)
             lines += _section(f"`{kind}` with `name: {name}`", module.Config)
     lines += _section("`train`", train.Config)
-    lines += ["## `metrics`", "", "A list of any of these; the validation and test splits are scored with them.", ""]
+    lines += [
+        "## `metrics`",
+        "",
+        "A list of any of these; the validation and test splits are scored with them.",
+        "",
+    ]
     lines += ["| metric | meaning |", "| --- | --- |"]
-    lines += [f"| `{name}` | {_first_line(metric.function)} |" for name, metric in metrics.METRICS.items()]
+    lines += [
+        f"| `{name}` | {_first_line(metric.function)} |" for name, metric in metrics.METRICS.items()
+    ]
     lines += ["", *_section("`export`", export.Config)]
     return "\n".join(lines).rstrip() + "\n"
 
 
 def _section(title: str, section: type[BaseModel]) -> list[str]:
-    rows = [f"| `{path}` | {kind} | {default} | {about} |" for path, kind, default, about in _fields(section)]
-    return [f"## {title}", "", "| key | type | default | meaning |", "| --- | --- | --- | --- |", *rows, ""]
+    rows = [
+        f"| `{path}` | {kind} | {default} | {about} |"
+        for path, kind, default, about in _fields(section)
+    ]
+    return [
+        f"## {title}",
+        "",
+        "| key | type | default | meaning |",
+        "| --- | --- | --- | --- |",
+        *rows,
+        "",
+    ]
 
 
 def _fields(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
@@ -46,8 +68,17 @@ def _fields(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, s
         if isinstance(nested, type) and issubclass(nested, BaseModel):
             yield from _fields(nested, f"{prefix}{name}.")
         elif not (name == "name" and field.is_required()):
-            default = "needed" if field.is_required() else f"`{_plain(field.get_default(call_default_factory=True))}`"
-            yield f"{prefix}{name}", _kind(nested) + _bounds(field), default, field.description or ""
+            default = (
+                "needed"
+                if field.is_required()
+                else f"`{_plain(field.get_default(call_default_factory=True))}`"
+            )
+            yield (
+                f"{prefix}{name}",
+                _kind(nested) + _bounds(field),
+                default,
+                field.description or "",
+            )
 
 
 def _kind(annotation: Any) -> str:

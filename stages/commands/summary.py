@@ -46,7 +46,11 @@ def describe(layout: Layout) -> list[str]:
         + ", ".join(f"{name} {value:.4g}" for name, value in parity.metrics_onnx.items()),
         f"  parity         largest difference {parity.max_abs_difference[worst]:.2g} in {worst} "
         f"(allowed {parity.tolerance[worst]:.2g})"
-        + (f", same label on {parity.argmax_agreement:.0%}" if parity.argmax_agreement is not None else ""),
+        + (
+            f", same label on {parity.argmax_agreement:.0%}"
+            if parity.argmax_agreement is not None
+            else ""
+        ),
         f"  latency        {_latency(layout, bundle.digest)}",
         f"  bundle         {layout.bundle}/",
         f"  digest         {bundle.digest}",

@@ -35,7 +35,11 @@ def runs(project: Project) -> list[dict[str, str]]:
         ).fetchall()
         return [
             {"id": run, "name": name}
-            | dict(database.execute("SELECT key, value FROM tags WHERE run_uuid = ?", (run,)).fetchall())
+            | dict(
+                database.execute(
+                    "SELECT key, value FROM tags WHERE run_uuid = ?", (run,)
+                ).fetchall()
+            )
             for run, name in found
         ]
 
@@ -48,7 +52,9 @@ def points(project: Project, run: str, metric: str) -> int:
 
 
 def bundle_digest(project: Project) -> str:
-    return hashlib.sha256((project.folder / "bundles" / QUICK / "manifest.json").read_bytes()).hexdigest()
+    return hashlib.sha256(
+        (project.folder / "bundles" / QUICK / "manifest.json").read_bytes()
+    ).hexdigest()
 
 
 def test_first_run_leaves_bundle_reports_and_one_run(finished: Project) -> None:
@@ -122,7 +128,9 @@ def test_queued_experiments_share_the_projects_database(project: Project) -> Non
     assert len(names) == 3 and sum("queued-" in name for name in names) == 2
 
 
-def test_a_dead_server_costs_a_warning_and_is_filled_in_later(finished: Project, tmp_path: Path) -> None:
+def test_a_dead_server_costs_a_warning_and_is_filled_in_later(
+    finished: Project, tmp_path: Path
+) -> None:
     project = finished.copy(tmp_path / "project")
     for leftover in project.folder.glob("mlflow.db*"):
         leftover.unlink()
@@ -151,12 +159,16 @@ def test_two_clones_in_two_folders_write_the_same_lock(finished: Project, tmp_pa
     assert clone.git("status", "--porcelain") == ""
 
 
-def test_a_fresh_clone_fills_a_new_server_from_files_alone(finished: Project, tmp_path: Path) -> None:
+def test_a_fresh_clone_fills_a_new_server_from_files_alone(
+    finished: Project, tmp_path: Path
+) -> None:
     clone = Project(tmp_path / "clone")
     finished.run("git", "clone", "-q", str(finished.folder), str(clone.folder))
     clone.run("dvc", "remote", "add", "-d", "-q", "--local", "store", str(tmp_path / "store"))
     finished_copy = finished.copy(tmp_path / "origin")
-    finished_copy.run("dvc", "remote", "add", "-d", "-q", "--local", "store", str(tmp_path / "store"))
+    finished_copy.run(
+        "dvc", "remote", "add", "-d", "-q", "--local", "store", str(tmp_path / "store")
+    )
     finished_copy.run("dvc", "push", "-q")
     clone.run("dvc", "pull", "-q")
     assert not ran(clone.repro()) & {"prepare", "train", "evaluate", "export", "verify"}
