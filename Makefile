@@ -12,6 +12,8 @@ EXPERIMENT ?= digits-cnn
 PORT       ?= 8000
 # Passed to pytest: make test ARGS="-k bundle -x"
 ARGS       ?=
+# A worker for each core, whole files to each: a file's tests share what they set up.
+PARALLEL   ?= -n auto --dist loadfile --no-loadscope-reorder
 
 HOME_OF_VENV := $(if $(filter /%,$(VENV)),$(VENV),$(CURDIR)/$(VENV))
 BIN   := $(VENV)/bin
@@ -43,10 +45,10 @@ run: $(STAMP) ## train, prove and track every experiment (only what changed)
 	@$(BIN)/slipway summary
 
 test: $(STAMP) ## run every test
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
-test-fast: $(STAMP) ## run the tests that take no more than a moment, two at a time
-	@$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile $(ARGS)
+test-fast: $(STAMP) ## run the tests that take no more than a moment
+	@$(BIN)/python -m pytest -m "not slow" $(PARALLEL) $(ARGS)
 
 lint: $(STAMP) ## check style and types
 	@$(BIN)/ruff check .

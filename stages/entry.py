@@ -6,8 +6,12 @@ traceback. Anything else is a defect of ours and keeps its traceback.
 
 from __future__ import annotations
 
+import fcntl
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import click
 
@@ -48,6 +52,28 @@ def chosen(name: str) -> Experiment:
     if name not in experiments:
         raise ConfigError(f"experiments: no {name!r}; there are {', '.join(experiments)}")
     return experiments[name]
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Be the only process at work in `folder`. Raises `StageError` naming the other one.
+
+    A killed `dvc repro` leaves its stage running, and the next one would start a second beside it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise StageError(
+                f"{folder}: process {lock.read() or 'unknown'} is still at work here; "
+                "wait for it, or stop it"
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
 
 
 def fail(message: str, code: int) -> None:

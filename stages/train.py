@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages.entry import stage
+from stages.entry import exclusive, stage
 from stages.layout import Layout, write_atomically
 from stages.params import Experiment
 
@@ -28,11 +29,26 @@ def command(experiment: Experiment, layout: Layout) -> None:
     key = experiment.train_key(prepared.digest(prepared.read_manifest(layout.data)))
     curves = LiveCurves(experiment.name, key, experiment.resolved())
     try:
-        network, progress = train(experiment, layout.data, layout.checkpoints, key, curves.log)
+        with exclusive(layout.checkpoints):
+            network, progress = train(
+                experiment, layout.data, layout.checkpoints, resume_key(key), curves.log
+            )
     finally:
         curves.close()
     save_weights(layout.weights, network.state_dict())
     write_atomically(layout.history, csv_bytes(progress.history))
+
+
+def resume_key(train_key: str) -> str:
+    """What must be the same for a training to go on: settings, data, torch, and our own code."""
+    import torch
+
+    import pipeline
+
+    content = hashlib.sha256(f"{train_key} {torch.__version__}".encode())
+    for path in sorted(Path(pipeline.__path__[0]).rglob("*.py")):
+        content.update(path.read_bytes())
+    return content.hexdigest()
 
 
 def train(

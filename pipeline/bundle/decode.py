@@ -185,15 +185,15 @@ def _trim(picture: Image) -> Image:
     """
     from PIL import Image
 
-    levels = np.asarray(picture, np.float32)
+    levels = np.asarray(picture).reshape(picture.height, picture.width, -1)
     border = np.concatenate([levels[0], levels[-1], levels[:, 0], levels[:, -1]])
     paper = np.median(border, axis=0)
     contrast = levels.max() - paper.min()
     if contrast < MIN_CONTRAST:
         return picture
     if paper.max() >= MIN_CONTRAST:  # black paper is what was trained on, and stays as it is
-        cleared = np.clip((levels - paper) * (255 / contrast), 0, 255)
-        picture = Image.fromarray(cleared.round().astype(np.uint8))
+        cleared = np.clip((np.arange(256) - paper[:, None]) * (255 / contrast), 0, 255)
+        picture = picture.point(cleared.round().astype(int).ravel().tolist())
     # An even border has no grain: then the cut is exact to the pixel.
     step = math.ceil(max(picture.size) / TRIM_VIEW) if np.ptp(border, axis=0).any() else 1
     view = np.asarray(picture.convert("L").reduce(step))

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import sqlite3
+import subprocess
 import sys
 from pathlib import Path
 
@@ -203,3 +204,21 @@ def test_a_typo_stops_at_the_start(project: Project) -> None:
     assert done.returncode != 0
     assert f"experiments.{QUICK}.train.lrr: unknown key, did you mean 'lr'?" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_second_training_of_one_experiment_is_refused(project: Project) -> None:
+    """As after a killed `dvc repro`, whose stage lives on."""
+    project.edit(QUICK, "train.epochs", 100000)
+    command = [sys.executable, "-m", "stages.train", QUICK]
+    environment = project.environment(SLIPWAY_TRACKING="off")
+    with subprocess.Popen(
+        command, cwd=project.folder, env=environment, stdout=subprocess.PIPE, text=True
+    ) as first:
+        assert first.stdout is not None
+        while not first.stdout.readline().startswith("epoch"):
+            pass
+        second = project.run(*command, check=False, SLIPWAY_TRACKING="off")
+        first.kill()
+    assert second.returncode == 1
+    assert f"process {first.pid} is still at work here" in second.stderr
+    assert "Traceback" not in second.stderr
