@@ -7,6 +7,7 @@ functions, so that the settings can be checked without them.
 
 from __future__ import annotations
 
+import json
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pydantic import Field
 
-from pipeline.bundle.manifest import Input, Output, Tensor
+from pipeline.bundle.manifest import SCHEMA_VERSION, Input, Output, Tensor
 from pipeline.bundle.tensors import BY_NUMPY, BY_ONNX
 from pipeline.config import Section
 
@@ -123,6 +124,24 @@ def canonical(model: onnx.ModelProto, metadata: Mapping[str, str]) -> onnx.Model
         if clean.opset_import[position].domain not in used:
             del clean.opset_import[position]
     return clean
+
+
+def metadata(name: str, task: str, labels: Sequence[str]) -> dict[str, str]:
+    """What the graph says of itself, so that a copy without its bundle still tells."""
+    return {
+        "slipway.schema_version": str(SCHEMA_VERSION),
+        "slipway.name": name,
+        "slipway.task": task,
+        "slipway.labels": json.dumps(labels, ensure_ascii=False),
+    }
+
+
+def check_metadata(model: onnx.ModelProto, wanted: Mapping[str, str]) -> None:
+    """Raise `ExportError` unless the graph says `wanted` of itself."""
+    said = {entry.key: entry.value for entry in model.metadata_props}
+    for key, value in wanted.items():
+        if said.get(key) != value:
+            raise ExportError(f"the graph says {key} {said.get(key)!r}, expected {value!r}")
 
 
 def check(

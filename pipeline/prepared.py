@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, ValidationError
 
-from pipeline.bundle.manifest import Input, canonical_json, sha256
+from pipeline.bundle.manifest import Input, canonical_json, check_labels, sha256
 from pipeline.config import Section
 
 SPLITS = ("train", "validation", "test")
@@ -39,7 +39,7 @@ class Split(Section):
     test: float = Field(
         0.2, gt=0, lt=1, description="share of all rows; unused with a given test set"
     )
-    seed: int = Field(0, ge=0, description="deals the rows out another way")
+    seed: int = Field(0, ge=0, lt=1 << 32, description="deals the rows out another way")
 
 
 class Channel(Section):
@@ -185,7 +185,10 @@ def read_manifest(folder: Path) -> Manifest:
     path = Path(folder) / MANIFEST
     if not path.is_file():
         raise DataError(f"{path}: no prepared data; run `dvc repro`")
-    return Manifest.model_validate_json(path.read_bytes())
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise DataError(f"{path}: damaged ({error.errors()[0]['msg']}); run `dvc repro`") from error
 
 
 def digest(manifest: Manifest) -> str:
@@ -215,6 +218,10 @@ def _check_shapes(raw: RawData) -> None:
 
 
 def _check_labels(raw: RawData) -> None:
+    try:
+        check_labels(raw.labels)
+    except ValueError as error:
+        raise DataError(str(error)) from None
     bad = np.flatnonzero((raw.target < 0) | (raw.target >= len(raw.labels)))
     if len(bad):
         shown = ", ".join(f"row {row} has {raw.target[row]}" for row in bad[:SHOWN])
@@ -327,9 +334,16 @@ def _map(path: Path) -> dict[str, np.ndarray]:
     types = {"U8": "u1", "I16": "<i2", "I64": "<i8", "F32": "<f4", "BOOL": "?"}
     if not path.is_file():
         raise DataError(f"{path}: no prepared data; run `dvc repro`")
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
+    size = path.stat().st_size
+    try:
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(min(length, size)))
+        end = max(entry["data_offsets"][1] for name, entry in header.items() if name[:2] != "__")
+        if 8 + length + end != size:
+            raise ValueError(f"{size} bytes, expected {8 + length + end}")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}: damaged ({error}); run `dvc repro`") from error
     return {
         name: np.memmap(
             path,

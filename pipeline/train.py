@@ -45,9 +45,11 @@ class Config(Section):
     lr: float = Field(gt=0, description="peak learning rate")
     epochs: int = Field(ge=1, description="passes over the training split")
     batch_size: int = Field(ge=1, description="rows; a last, smaller batch of an epoch is dropped")
-    seed: int = Field(0, ge=0, description="of weights, order, augmentation and dropout")
+    seed: int = Field(
+        0, ge=0, lt=1 << 32, description="of weights, order, augmentation and dropout"
+    )
     threads: int = Field(
-        1, ge=0, description="CPU threads; 0: all. Another number, other last digits"
+        1, ge=0, le=1024, description="CPU threads; 0: all. Another number, other last digits"
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto: cuda where there is one; cuda: an error where there is none"
@@ -120,7 +122,7 @@ def fit(
     optimiser = optimise.build(config.optimiser, config.lr, network)
     progress = Progress()
     state = load_state(folder / "last.pt")
-    if state and state["key"] == key and not state["progress"]["finished"]:
+    if state and state.get("key") == key and not state["progress"]["finished"]:
         _restore(state, network, optimiser)
         progress = Progress(**state["progress"])
         print(f"resuming after epoch {progress.epoch} of {config.epochs}", flush=True)
@@ -167,7 +169,7 @@ def fit(
 
     if config.early_stopping.keep == "best":
         best = load_state(folder / "best.pt")
-        if best is None or best["key"] != key:
+        if best is None or best.get("key") != key:
             raise TrainingError(f"{folder / 'best.pt'} is gone; delete the folder and train again")
         network.load_state_dict(best["network"])
     progress.finished = True

@@ -38,7 +38,7 @@ def serve(path: Path, settings: Settings) -> None:
 async def _run(repository: Repository, settings: Settings, sock: socket.socket) -> None:
     """Everything the server is made of, from the inside out."""
     plane = DataPlane(repository)
-    door = Rest(plane)
+    door = Rest(plane, settings.http.json_bytes)
     server = HttpServer(door, settings.http, AccessLog(settings.http.access_log))
 
     stop = _signalled()

@@ -7,15 +7,16 @@ tensor is one of its inputs is the model's to say.
 
 from __future__ import annotations
 
+import gc
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import orjson
 
 from pipeline.bundle.tensors import BY_PROTOCOL, TensorType
-from serving.errors import InvalidRequest, Unsupported
+from serving.errors import InvalidRequest, TooLarge, Unsupported
 from serving.protocol import (
     InferRequest,
     InferResponse,
@@ -39,19 +40,37 @@ from serving.tensor_data import (
 MAX_RANK = 8
 MAX_TENSORS = 256
 MAX_ID = 1024
+MAX_ELEMENTS = 2**31 - 1
+"""Of one tensor, a zero axis counted as one: numpy cannot shape everything that is empty."""
+MAX_JSON = 16 << 20
+"""Bytes of JSON, where a deployment says nothing else."""
+
+Check = Callable[[str, str, Sequence[int]], None]
+"""Told an input's name, datatype and shape before its data is read; raises `InvalidRequest`."""
 
 LENGTH = re.compile(r"[0-9]{1,18}")
 
 
-def decode(body: bytes, header_length: str) -> InferRequest:
+def decode(
+    body: bytes, header_length: str, check: Check | None = None, json_bytes: int = MAX_JSON
+) -> InferRequest:
     """A request from its body and the text of `Inference-Header-Content-Length` ('' if absent).
 
-    Raises `InvalidRequest` naming the tensor, what was expected and what came.
+    Raises `InvalidRequest` naming the tensor, what was expected and what came, and `TooLarge`.
     """
     if not header_length:
-        return _request(_object(body), b"", 0, framed=False)
+        return _request(_object(body, json_bytes), b"", 0, framed=False, check=check)
     length = _header_length(header_length, len(body))
-    return _request(_object(body[:length]), body, length, framed=True)
+    return _request(_object(body[:length], json_bytes), body, length, framed=True, check=check)
+
+
+def check_json(size: int, json_bytes: int) -> None:
+    """Raise `TooLarge` for more JSON than is read: parsing it holds up every other client."""
+    if size > json_bytes:
+        raise TooLarge(
+            f"the JSON: at most {json_bytes} bytes are accepted (setting http.json_bytes), got "
+            f"{size}; send large tensors as binary data"
+        )
 
 
 def is_raw(header_length: str) -> bool:
@@ -137,17 +156,25 @@ def _header_length(text: str, available: int) -> int:
     return int(text)
 
 
-def _object(text: bytes) -> dict[str, Any]:
+def _object(text: bytes, json_bytes: int) -> dict[str, Any]:
+    check_json(len(text), json_bytes)
+    collecting = gc.isenabled()
+    gc.disable()  # a million lists hold no cycle, and looking for one takes longer than they do
     try:
         value = orjson.loads(text)
     except orjson.JSONDecodeError as error:
         raise InvalidRequest(f"the body is not JSON: {error}") from error
+    finally:
+        if collecting:
+            gc.enable()
     if not isinstance(value, dict):
         raise InvalidRequest(f"the body: expected a JSON object, got {kind_of(value)}")
     return value
 
 
-def _request(fields: dict[str, Any], body: bytes, offset: int, framed: bool) -> InferRequest:
+def _request(
+    fields: dict[str, Any], body: bytes, offset: int, framed: bool, check: Check | None
+) -> InferRequest:
     identity = fields.get("id")
     if identity is not None and (not isinstance(identity, str) or len(identity) > MAX_ID):
         raise InvalidRequest(
@@ -157,7 +184,7 @@ def _request(fields: dict[str, Any], body: bytes, offset: int, framed: bool) -> 
     inputs = []
     for number, item in enumerate(_list(fields, "inputs")):
         name, parameters = _named(item, f"inputs[{number}]")
-        tensor, offset = _input(name, item, parameters, body, offset, framed)
+        tensor, offset = _input(name, item, parameters, body, offset, framed, check)
         inputs.append(tensor)
     if not inputs:
         raise InvalidRequest("inputs: expected at least one tensor, got none")
@@ -185,11 +212,14 @@ def _input(
     body: bytes,
     offset: int,
     framed: bool,
+    check: Check | None,
 ) -> tuple[Tensor, int]:
     """(the tensor, where the next binary one begins)."""
     where = f"input {name!r}"
     kind = _datatype(item.get("datatype"), where)
     shape = _shape(item.get("shape"), where)
+    if check:
+        check(name, kind.protocol, shape)
     size = parameters.get("binary_data_size")
     if "shared_memory_region" in parameters:
         raise Unsupported(f"{where}: shared memory is not offered here; send the data")
@@ -285,4 +315,11 @@ def _shape(value: Any, where: str) -> list[int]:
                 f"{where}: shape: expected whole numbers from 0, the batch included, "
                 f"got {told(value)}"
             )
+    elements = 1
+    for axis in value:
+        elements *= max(axis, 1)
+    if elements > MAX_ELEMENTS:
+        raise InvalidRequest(
+            f"{where}: shape: expected at most {MAX_ELEMENTS} elements, got {told(value)}"
+        )
     return value

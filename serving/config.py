@@ -28,6 +28,9 @@ class HttpSettings(Section):
     header_bytes: int = Field(32 << 10, ge=1024, description="bytes of request line and headers")
     header_count: int = Field(100, ge=1, description="headers of one request")
     body_bytes: int = Field(64 << 20, ge=1, description="bytes of one request's body")
+    json_bytes: int = Field(
+        16 << 20, ge=1, description="bytes of JSON in one request, binary tensors not counted"
+    )
     body_chunks: int = Field(65_536, ge=1, description="chunks of one chunked body")
     header_seconds: float = Field(5.0, gt=0, description="seconds from first byte to last header")
     body_seconds: float = Field(30.0, gt=0, description="seconds from last header to end of body")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -34,12 +34,8 @@ class Contract:
         """(inputs by name, rows). Raises `InvalidRequest` with what was expected and what came."""
         given: dict[str, np.ndarray] = {}
         for tensor in request.inputs:
-            declared = self.inputs.get(tensor.name)
-            if declared is None:
-                raise InvalidRequest(
-                    f"input {tensor.name!r}: not an input of this model; expected {self.told()}"
-                )
-            self._check(declared, tensor)
+            self.check(tensor.name, tensor.datatype, tensor.array.shape)
+            self._check_finite(tensor)
             given[tensor.name] = tensor.array
         for name, declared in self.inputs.items():
             if name not in given:
@@ -63,32 +59,39 @@ class Contract:
         """Every input with its type and shape, for messages."""
         return ", ".join(f"{name!r} {self._told(t)}" for name, t in self.inputs.items())
 
-    def _check(self, declared: Input, tensor: WireTensor) -> None:
-        shape = tensor.array.shape
-        if tensor.datatype != self._types[declared.name].protocol or not fits(declared, shape):
+    def check(self, name: str, datatype: str, shape: Sequence[int]) -> None:
+        """What can be said of an input without its data. Raises `InvalidRequest`."""
+        declared = self.inputs.get(name)
+        if declared is None:
+            raise InvalidRequest(
+                f"input {name!r}: not an input of this model; expected {self.told()}"
+            )
+        if datatype != self._types[name].protocol or not fits(declared, shape):
             hint = ""
             if len(shape) == len(declared.shape) - 1 and fits(declared, (1, *shape)):
                 hint = "; the first axis counts rows"
             raise InvalidRequest(
-                f"input {declared.name!r}: expected {self._told(declared)}, "
-                f"got {tensor.datatype} {list(shape)}{hint}"
+                f"input {name!r}: expected {self._told(declared)}, "
+                f"got {datatype} {list(shape)}{hint}"
             )
+        if not 1 <= shape[0] <= self._max_rows:
+            raise InvalidRequest(
+                f"input {name!r}: expected 1 to {self._max_rows} rows, got {shape[0]}"
+            )
+
+    def _check_finite(self, tensor: WireTensor) -> None:
         if (
             self._finite
             and tensor.array.dtype.kind == "f"
             and not bool(np.isfinite(tensor.array).all())
         ):
             raise InvalidRequest(
-                f"input {declared.name!r}: expected finite numbers, got NaN or infinity"
+                f"input {tensor.name!r}: expected finite numbers, got NaN or infinity"
             )
 
     def _rows(self, given: Mapping[str, np.ndarray]) -> int:
         counts = {name: len(array) for name, array in given.items()}
         (first, rows), *others = counts.items()
-        if not 1 <= rows <= self._max_rows:
-            raise InvalidRequest(
-                f"input {first!r}: expected 1 to {self._max_rows} rows, got {rows}"
-            )
         for name, count in others:
             if count != rows:
                 raise InvalidRequest(
@@ -101,7 +104,7 @@ class Contract:
         return f"{self._types[tensor.name].protocol} [{','.join(shape)}]"
 
 
-def fits(declared: Tensor, shape: tuple[int, ...]) -> bool:
+def fits(declared: Tensor, shape: Sequence[int]) -> bool:
     """Whether a shape is the declared one, any size standing where an axis is free."""
     return len(shape) == len(declared.shape) and all(
         isinstance(wanted, str) or wanted == axis

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import orjson
 
 from pipeline.bundle.manifest import Tensor
@@ -68,9 +72,13 @@ class DataPlane:
         outputs = await model.infer(request)
         return InferResponse(slot.name, str(slot.version), model.bundle.digest, outputs)
 
-    def find(self, name: str, version: str | None) -> None:
-        """Raises `NotFound` or `NotReady` unless the model answers."""
-        self._repository.get(name, version)
+    def check(self, name: str, version: str | None) -> Callable[[str, str, Sequence[int]], None]:
+        """Holds an input's name, datatype and shape against the model, before its data is read.
+
+        Raises `NotFound` or `NotReady` unless the model answers.
+        """
+        _, model = self._repository.get(name, version)
+        return model.contract.check
 
     def inputs(self, name: str, version: str | None) -> tuple[TensorSpec, ...]:
         """What the model takes, without the rest of its metadata."""
@@ -96,6 +104,7 @@ def _properties(model: Model) -> dict[str, str]:
     manifest = model.manifest
     properties = {
         "bundle": model.bundle.digest,
+        "bundle_name": manifest.name,
         "task": manifest.task,
         "variant": model.variant,
         "opset": str(manifest.variants[model.variant].opset),
@@ -109,6 +118,21 @@ def _properties(model: Model) -> dict[str, str]:
         if source.decoder:
             properties["decoder"] = source.decoder.model_dump_json()
     for key, value in (model.bundle.lineage or {}).items():
-        told = value if isinstance(value, str) else orjson.dumps(value).decode()
-        properties[f"lineage.{key}"] = told
+        told = _written(value)
+        if told is not None and _written(key) is not None:
+            properties[f"lineage.{key}"] = told
     return properties
+
+
+def _written(value: Any) -> str | None:
+    """A value as text, none where it cannot be written: NaN, or half a character."""
+    try:
+        text = (
+            value
+            if isinstance(value, str)
+            else json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        )
+        text.encode()
+    except (ValueError, TypeError, RecursionError):
+        return None
+    return text

@@ -100,6 +100,12 @@ class _Walk:
         functions = {_key(f.domain, f.name, f): f for f in self.model.functions}
         if len(functions) != len(self.model.functions):
             raise ModelRefused("two local functions share a name")
+        for function in self.model.functions:
+            if function.domain in ("", *self.limits.domains):
+                raise ModelRefused(
+                    f"local function {function.name!r} stands in domain {function.domain!r}, "
+                    "where ONNX Runtime has its own operators"
+                )
         local = {key[:2] for key in functions}
         self._graph(self.model.graph, 0, local)
         for function in self.model.functions:

@@ -26,6 +26,9 @@ SWEEP_SECONDS = 0.25
 LINGER_SECONDS = 2.0
 """How long a refused client may go on sending: closed at once, it would miss the refusal."""
 
+GRACE_SECONDS = 0.5
+"""How long idle connections stay when leaving: a request may be on its way already."""
+
 JOIN_BYTES = 64 << 10
 """Answers up to this size are sent as one piece; larger ones are not copied together."""
 
@@ -170,7 +173,7 @@ class Connection(asyncio.Protocol):
         assert self._answering is not None
         last = (
             not self._answering[0].keep_alive
-            or self._server.draining
+            or (self._server.draining and not self._waiting)
             or (self._reader.state is Reading.CLOSED and not self._waiting)
         )
         self._send(answer, self._answering, close=last)
@@ -246,8 +249,9 @@ class Connection(asyncio.Protocol):
         self._refuse(HTTPStatus.REQUEST_TIMEOUT, f"the {what} did not arrive within {seconds:g} s")
 
     def leave(self) -> None:
-        """Close if nothing is on its way in or out; else the next answer is the last."""
-        if not self._busy and self._reader.state in (Reading.IDLE, Reading.CLOSED):
+        """Close if nothing is on its way in or out; else the last answer due is the last."""
+        idle = self._reader.state is Reading.IDLE and self._loop.time() >= self._server.grace_end
+        if not self._busy and (idle or self._reader.state is Reading.CLOSED):
             self._stop_reading()
             self._transport.close()
 
@@ -265,6 +269,7 @@ class HttpServer:
         self.access_log = access_log
         self.loop = asyncio.get_running_loop()
         self.draining = False
+        self.grace_end = inf
         self.date = _date()
         self._connections: set[Connection] = set()
         self._listener: asyncio.Server | None = None
@@ -291,6 +296,7 @@ class HttpServer:
         if self._listener:
             self._listener.close()
         end = self.loop.time() + seconds
+        self.grace_end = self.loop.time() + min(GRACE_SECONDS, seconds / 2)
         while self._connections and self.loop.time() < end:
             for connection in list(self._connections):
                 connection.leave()

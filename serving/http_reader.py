@@ -55,6 +55,8 @@ class RequestReader:
         self._parser = httptools.HttpRequestParser(self)
         self._found: list[Received | Response] = []
         self._refusal: Response | None = None
+        self._replaying = False
+        self._idle_bytes = 0
         self._begin()
 
     def feed(self, data: bytes) -> list[Received | Response]:
@@ -65,11 +67,9 @@ class RequestReader:
             self.state = Reading.HEAD
         if self.state is Reading.HEAD:
             self._unparsed_bytes += len(data)
+        self._held = self._body_bytes if self.state is Reading.BODY else -1
         try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            # Another protocol was offered and is not taken up; what follows may be that protocol.
-            self.close()
+            self._parse(memoryview(data))
         except Exception as error:  # the parser wraps whatever stopped it
             self._refuse(
                 self._refusal
@@ -78,6 +78,8 @@ class RequestReader:
         else:
             if self.state is Reading.HEAD and self._unparsed_bytes > self._limits.header_bytes:
                 self._refuse(self._long_head())
+            elif self.state is Reading.BODY:
+                self._check_progress(len(data))
         found, self._found = self._found, []
         return found
 
@@ -85,19 +87,70 @@ class RequestReader:
         """Read nothing more."""
         self.state = Reading.CLOSED
 
+    def _parse(self, data: memoryview) -> None:
+        """Feed the parser, and a new one wherever it stopped at an offer of another protocol."""
+        while True:
+            try:
+                self._parser.feed_data(data)
+            except httptools.HttpParserUpgrade as offer:
+                if self._parser.get_method() == b"CONNECT" or self.state is Reading.CLOSED:
+                    self.close()  # what follows is not HTTP
+                    return
+                data = data[offer.args[0] :]
+                self._ignore_offer()
+            else:
+                return
+
+    def _ignore_offer(self) -> None:
+        """Go on with HTTP/1.1, as RFC 9110 has it. The old parser takes the body for a stranger."""
+        keep_alive = self._parser.should_keep_alive()
+        self._parser = httptools.HttpRequestParser(self)
+        if self.state is not Reading.BODY:
+            return
+        if b"transfer-encoding" in self._headers:
+            body = b"Transfer-Encoding: chunked"
+        else:
+            body = b"Content-Length: " + self._headers[b"content-length"]
+        self._replaying = True
+        connection = b"keep-alive" if keep_alive else b"close"
+        self._parser.feed_data(
+            b"POST / HTTP/1.1\r\n" + body + b"\r\nConnection: " + connection + b"\r\n\r\n"
+        )
+        self._replaying = False
+
+    def _check_progress(self, size: int) -> None:
+        """What is fed within a body and brings nothing of it, a trailer above all, is limited."""
+        self._idle_bytes += size
+        if self._held != self._body_bytes:
+            self._idle_bytes = 0
+        if self._idle_bytes > self._limits.header_bytes:
+            self._refuse(
+                failure(
+                    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+                    f"chunk extensions and trailers: at most {self._limits.header_bytes} bytes "
+                    "are read",
+                )
+            )
+
     # What the parser calls
 
     def on_message_begin(self) -> None:
+        if self._replaying:
+            return
         if self.state is Reading.CLOSED:
             raise _Stop
         self.state = Reading.HEAD
         self._begin()
 
     def on_url(self, url: bytes) -> None:
+        if self._replaying:
+            return
         self._target += url
         self._count_head(len(url))
 
     def on_header(self, name: bytes, value: bytes | None) -> None:
+        if self._replaying:
+            return
         value = value or b""
         self._count_head(len(name) + len(value) + 4)
         self._header_count += 1
@@ -114,6 +167,9 @@ class RequestReader:
         self._headers[name] = value
 
     def on_headers_complete(self) -> None:
+        if self._replaying:
+            return
+        self._method = self._parser.get_method()
         length = self._headers.get(b"content-length")
         coding = self._headers.get(b"transfer-encoding")
         if length is not None and coding is not None:
@@ -143,6 +199,8 @@ class RequestReader:
         self._body.append(piece)
 
     def on_message_complete(self) -> None:
+        if self._parser.should_upgrade() and self._body_follows():
+            return  # the parser stops here and is replaced
         keep_alive = self._parser.should_keep_alive()
         self._found.append(Received(self._request(), keep_alive))
         self._begin()
@@ -151,6 +209,7 @@ class RequestReader:
     # What it is made of
 
     def _begin(self) -> None:
+        self._method = b""
         self._target = b""
         self._headers: dict[bytes, bytes] = {}
         self._header_count = 0
@@ -158,6 +217,8 @@ class RequestReader:
         self._unparsed_bytes = 0
         self._body: list[bytes] = []
         self._body_bytes = 0
+        self._idle_bytes = 0
+        self._held = -1
         self._chunks = 0
         self.continue_wanted = False
 
@@ -166,11 +227,17 @@ class RequestReader:
         if not target.startswith(b"/") and b"://" in target:  # the form meant for proxies
             target = b"/" + target.split(b"://", 1)[1].partition(b"/")[2]
         return Request(
-            self._parser.get_method().decode("latin-1"),
+            self._method.decode("latin-1"),
             target.decode("latin-1"),
             query.decode("latin-1"),
             {k.decode("latin-1"): v.decode("latin-1") for k, v in self._headers.items()},
             self._body[0] if len(self._body) == 1 else b"".join(self._body),
+        )
+
+    def _body_follows(self) -> bool:
+        length = self._headers.get(b"content-length", b"0")
+        return self._method != b"CONNECT" and (
+            b"transfer-encoding" in self._headers or int(length) > 0
         )
 
     def _count_head(self, size: int) -> None:

@@ -69,7 +69,12 @@ class Registry:
         """By `MLFLOW_TRACKING_URI`; with a user and password, or a token, where MLflow's own
         variables give them. Raises `PullError` where there is no server to speak to."""
         uri = os.environ.get("MLFLOW_TRACKING_URI", "")
-        parts = urllib.parse.urlsplit(uri)
+        try:
+            parts = urllib.parse.urlsplit(uri)
+            parts.port  # noqa: B018  (raises where it is no number)
+        except ValueError as error:
+            shown = re.sub(r"(?<=://)[^/?#]*@", "", uri)
+            raise PullError(f"MLFLOW_TRACKING_URI is {shown}, not a URL: {error}") from None
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise PullError(
                 f"MLFLOW_TRACKING_URI is {uri or 'not set'}; a registry is asked over HTTP. "

@@ -55,7 +55,10 @@ INDEX_STATE = {
 
 @dataclass
 class Slot:
-    """One version of one model: its folder, its state and, once ready, the model."""
+    """One version of one model: its folder, its state and, once ready, the model.
+
+    In a repository the folder names the model: a bundle may be registered under another name.
+    """
 
     name: str
     version: int
@@ -169,11 +172,6 @@ class Repository:
 
         try:
             bundle = read(slot.folder)
-            if bundle.manifest.name != slot.name:
-                raise ModelRefused(
-                    f"the folder says {slot.name!r}, the manifest {bundle.manifest.name!r}: rename "
-                    "the folder"
-                )
             model = load(bundle, self._settings, progress)
         except (BundleError, ModelRefused) as error:
             slot.state, slot.reason = State.FAILED, str(error)

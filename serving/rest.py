@@ -73,8 +73,9 @@ def failure(status: int, message: str, headers: tuple[tuple[str, str], ...] = ()
 class Rest:
     """Routes requests to the data plane. Never raises: what goes wrong is an answer too."""
 
-    def __init__(self, plane: DataPlane) -> None:
+    def __init__(self, plane: DataPlane, json_bytes: int = codec_json.MAX_JSON) -> None:
         self._plane = plane
+        self._json_bytes = json_bytes
         try:
             self._version = version(NAME)
         except PackageNotFoundError:  # run from a checkout or an image that was not installed
@@ -165,6 +166,7 @@ class Rest:
 
     def _index(self, request: Request) -> Response:
         asked: Any = {}
+        codec_json.check_json(len(request.body), self._json_bytes)
         if request.body.strip():
             try:
                 asked = orjson.loads(request.body)
@@ -187,8 +189,9 @@ class Rest:
         if codec_json.is_raw(length):
             asked = codec_json.decode_raw(request.body, self._plane.inputs(name, number))
         else:
-            self._plane.find(name, number)  # an unknown model is told before a bad tensor
-            asked = codec_json.decode(request.body, length)
+            # An unknown model is told before a bad tensor, a bad shape before its data is read.
+            check = self._plane.check(name, number)
+            asked = codec_json.decode(request.body, length, check, self._json_bytes)
         answer = await self._plane.infer(name, number, asked)
         parts, json_bytes = codec_json.encode(asked, answer)
         if json_bytes < 0:

@@ -166,6 +166,12 @@ def kind_of(value: Any) -> str:
 
 
 def told(value: Any) -> str:
-    """A value as it came, short enough for a message."""
+    """A value as it came, short enough for a message; what is large or nested by its kind."""
+    if isinstance(value, str):
+        value = value[: MAX_TOLD + 1]
+    elif isinstance(value, (list, dict)):
+        items = value if isinstance(value, list) else value.values()
+        if len(value) > MAX_TOLD or any(isinstance(item, (list, dict)) for item in items):
+            return kind_of(value)
     text = orjson.dumps(value).decode()
     return text if len(text) <= MAX_TOLD else text[:MAX_TOLD] + "..."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
@@ -72,6 +71,4 @@ def bundle(
         versions=versions,
         files=entries(contents),
     )
-    if layout.bundle.exists():
-        shutil.rmtree(layout.bundle)
     return write(layout.bundle, manifest, contents)

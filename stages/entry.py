@@ -85,9 +85,13 @@ def fail(message: str, code: int) -> None:
 
 def _foreseen() -> tuple[type[Exception], ...]:
     """Error types whose message is the whole story, looked up only once something failed."""
+    from safetensors import SafetensorError
+
     from pipeline.export import ExportError
     from pipeline.prepared import DataError
     from pipeline.train import TrainingError
     from serving.errors import ServingError
 
-    return (StageError, BundleError, DataError, TrainingError, ExportError, ServingError)
+    ours = (StageError, BundleError, DataError, TrainingError, ExportError, ServingError)
+    # A full disk, a missing or a damaged file: their messages name what is wrong.
+    return (*ours, OSError, SafetensorError)

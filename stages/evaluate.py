@@ -13,7 +13,7 @@ def command(experiment: Experiment, layout: Layout) -> None:
     from safetensors.numpy import save_file
 
     from pipeline import evaluate, pictures, prepared
-    from pipeline.bundle.manifest import canonical_json
+    from pipeline.bundle.manifest import canonical_json, sha256
     from pipeline.determinism import make_deterministic
     from pipeline.evaluate import significant
     from pipeline.network import predict
@@ -27,7 +27,8 @@ def command(experiment: Experiment, layout: Layout) -> None:
     make_deterministic(0, experiment.train.threads)
     module = networks.trained(experiment, manifest, layout.weights)
     answers = evaluate.answers(lambda raw: predict(module, raw, names), rows)
-    save_file(answers, layout.answers)
+    # The answers say whose they are: `verify` holds the graph against no others.
+    save_file(answers, layout.answers, {"weights": sha256(layout.weights.read_bytes())})
 
     scores = task.scores(answers, rows.target, experiment.metrics)
     rounded = {name: significant(value) for name, value in scores.items()}

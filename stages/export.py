@@ -13,11 +13,9 @@ from stages.params import Experiment
 @stage
 def command(experiment: Experiment, layout: Layout) -> None:
     """Export EXPERIMENT to ONNX."""
-    import json
-
     from pipeline import export, prepared
     from pipeline.bundle import golden
-    from pipeline.bundle.manifest import SCHEMA_VERSION
+    from pipeline.bundle.manifest import sha256
     from pipeline.determinism import make_deterministic
     from pipeline.network import predict
     from stages import network as networks
@@ -32,12 +30,8 @@ def command(experiment: Experiment, layout: Layout) -> None:
         manifest.inputs,
         outputs,
         experiment.export.opset,
-        metadata={
-            "slipway.schema_version": str(SCHEMA_VERSION),
-            "slipway.name": experiment.name,
-            "slipway.task": experiment.task.config.name,
-            "slipway.labels": json.dumps(manifest.labels, ensure_ascii=False),
-        },
+        export.metadata(experiment.name, task.config.name, manifest.labels)
+        | {"slipway.weights": sha256(layout.weights.read_bytes())},
     )
     rows = prepared.read(layout.data, "test")
     chosen = export.golden_rows(experiment.export.golden_rows, rows.target)

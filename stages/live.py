@@ -1,6 +1,7 @@
 """Live curves: a training's epochs, streamed to MLflow by a process of its own.
 
-Best effort. Nothing depends on them: `track` completes them, or writes the run from files.
+Best effort. Nothing depends on them: `track` completes them, or writes the run from files. Both
+ask `policy` here whether to, so that a wrong setting is told before the training.
 """
 
 from __future__ import annotations
@@ -10,23 +11,38 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, get_args
+
+from pipeline.config import ConfigError
+
+Policy = Literal["off", "best-effort", "required"]
+POLICIES: tuple[Policy, ...] = get_args(Policy)
 
 PATIENCE = 3.0
 """Seconds that a finished training waits for its last points to arrive."""
+
+
+def policy() -> Policy:
+    """How much tracking matters, from `SLIPWAY_TRACKING`. Raises `ConfigError`."""
+    wanted = os.environ.get("SLIPWAY_TRACKING") or "best-effort"
+    for known in POLICIES:
+        if wanted == known:
+            return known
+    raise ConfigError(f"SLIPWAY_TRACKING: expected one of {', '.join(POLICIES)}, got {wanted!r}")
 
 
 class LiveCurves:
     """Streams `log`ged epochs to MLflow without ever waiting for it.
 
     `params` are the experiment's resolved settings. With `SLIPWAY_TRACKING=off` it does nothing;
-    with a server that is down or slow, epochs are dropped.
+    with a server that is down or slow, epochs are dropped. Raises `ConfigError` where it is
+    set to nothing known: better before the training than after.
     """
 
     def __init__(self, experiment_name: str, train_key: str, params: Mapping[str, Any]) -> None:
         self._child: subprocess.Popen[bytes] | None = None
         self._unsent = b""
-        if os.environ.get("SLIPWAY_TRACKING") == "off":
+        if policy() == "off":
             return
         from stages.tracking.facts import flat_params
 

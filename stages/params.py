@@ -97,6 +97,8 @@ def read(path: Path = PARAMS) -> dict[str, Any]:
         raise ConfigError(f"{path}: not found; run this in the project's folder") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: nested too deeply") from None
     except YAMLError as error:
         raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):

@@ -46,8 +46,11 @@ def _write_samples(layout: Layout, manifest: Manifest) -> None:
     for number, label in enumerate(manifest.labels):
         for row in np.flatnonzero(rows.target == number)[:SAMPLES_PER_LABEL]:
             suffix, payload = encode(declared.decoder, np.array(rows.arrays[declared.name][row]))
-            name = re.sub(r"[^\w.-]+", "_", label)
-            (layout.samples / f"{name}{suffix}").write_bytes(payload)
+            name = re.sub(r"[^\w.-]+", "_", label)[:64]
+            path = layout.samples / f"{name}{suffix}"
+            if path.exists():  # two labels that differ only in what a file name cannot hold
+                path = layout.samples / f"{name}-{number}{suffix}"
+            path.write_bytes(payload)
 
 
 if __name__ == "__main__":

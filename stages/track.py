@@ -18,8 +18,9 @@ import click
 from pipeline.bundle.manifest import MANIFEST, canonical_json
 from stages.entry import StageError, stage
 from stages.layout import Layout, write_atomically
+from stages.live import Policy, policy
 from stages.params import Experiment
-from stages.tracking.address import Address, Policy, address, locked, policy
+from stages.tracking.address import Address, address, locked
 from stages.tracking.state import pipeline_key, section
 
 if TYPE_CHECKING:
@@ -93,9 +94,13 @@ def _tracked(where: Address, facts: Facts) -> Tracked:
 
 def _measure_if_missing(layout: Layout, digest: str) -> None:
     """In a fresh clone `benchmark` is up to date by `dvc.lock`, yet never ran on this machine."""
-    if layout.latency.is_file() and json.loads(layout.latency.read_text()).get("bundle") == digest:
+    try:
+        report = json.loads(layout.latency.read_bytes())
+    except (OSError, ValueError):
+        report = None
+    if isinstance(report, dict) and report.get("bundle") == digest:
         return
-    layout.latency.unlink(missing_ok=True)  # another bundle's
+    layout.latency.unlink(missing_ok=True)  # another bundle's, or torn
     done = subprocess.run(
         [sys.executable, "-m", "stages.benchmark", layout.experiment], check=False
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stages.entry import StageError, stage
 from stages.layout import Layout, write_atomically
@@ -11,7 +11,8 @@ from stages.params import Experiment
 if TYPE_CHECKING:
     import numpy as np
 
-    from pipeline.prepared import Rows
+    from pipeline.prepared import Manifest, Rows
+    from pipeline.proof import Proof
     from serving.runtime import Session
 
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 def command(experiment: Experiment, layout: Layout) -> None:
     """Prove EXPERIMENT's export and write its bundle."""
     import numpy as np
-    from safetensors.numpy import load_file
 
     from pipeline import evaluate, prepared, proof
     from pipeline.bundle.manifest import canonical_json
@@ -28,7 +28,7 @@ def command(experiment: Experiment, layout: Layout) -> None:
 
     manifest = prepared.read_manifest(layout.data)
     rows = prepared.read(layout.data, "test")
-    reference = load_file(layout.answers)
+    reference = _answers_of(layout)
     task = experiment.task.module.Task(experiment.task.config, manifest.labels)
     session = open_session(layout.graph.read_bytes())
     answers = evaluate.answers(session.run, rows, batch=proof.BATCH_SIZES[0])
@@ -56,11 +56,63 @@ def command(experiment: Experiment, layout: Layout) -> None:
             f"the export does not answer as the trained network does; no bundle was written\n"
             f"{proven.failures()}"
         )
+    _check_graph(experiment, layout, manifest, task)
+    _replay_golden(session, layout, proven)
     digest = bundle(experiment, layout, manifest, task, proven, answers)
     worst = max(proven.parity.max_abs_difference.values())
     print(
         f"proven over {len(rows)} rows, largest difference {worst:.2g}; {layout.bundle} is bundle {digest}"
     )
+
+
+def _check_graph(experiment: Experiment, layout: Layout, data: Manifest, task: Any) -> None:
+    """What the graph says of itself must be what was asked for. Raises `ExportError`."""
+    import onnx
+
+    from pipeline import export
+
+    model = onnx.load_from_string(layout.graph.read_bytes())
+    export.check(model, data.inputs, task.declared(), experiment.export.opset)
+    export.check_metadata(model, export.metadata(experiment.name, task.config.name, data.labels))
+
+
+def _replay_golden(session: Session, layout: Layout, proven: Proof) -> None:
+    """The golden rows as a server will replay them. Raises `StageError` beyond the tolerance."""
+    import numpy as np
+
+    from pipeline.bundle import golden
+
+    inputs, expected = golden.unpack(layout.golden.read_bytes())
+    answers = session.run(inputs)
+    for name, tolerance in proven.parity.tolerance.items():
+        difference = np.abs(answers[name] - expected[name]).max()
+        if not difference <= tolerance:
+            raise StageError(
+                f"{layout.golden}: {name} differs by {difference:.3g} from what the graph answers, "
+                f"at most {tolerance:.3g} is allowed; no bundle was written. Run `dvc repro`"
+            )
+
+
+def _answers_of(layout: Layout) -> dict[str, np.ndarray]:
+    """Torch's answers. Raises `StageError` where they, or the graph, are of other weights."""
+    import onnx
+    from safetensors import safe_open
+    from safetensors.numpy import load_file
+
+    from pipeline.bundle.manifest import sha256
+
+    weights = sha256(layout.weights.read_bytes())
+    with safe_open(layout.answers, "np") as answers:
+        said = (answers.metadata() or {}).get("weights")
+    model = onnx.load_from_string(layout.graph.read_bytes())
+    exported = {entry.key: entry.value for entry in model.metadata_props}.get("slipway.weights")
+    for path, found in ((layout.answers, said), (layout.graph, exported)):
+        if found != weights:
+            raise StageError(
+                f"{path}: made of other weights ({found}) than {layout.weights} ({weights}); "
+                "no bundle was written. Run `dvc repro`"
+            )
+    return load_file(layout.answers)
 
 
 def _compare_single_rows(

@@ -65,6 +65,11 @@ class ImageDecoder(Fit):
     width: int = Field(gt=0, le=16384, description="pixels")
     channels: Literal[1, 3] = 1
 
+    @property
+    def row(self) -> tuple[int, ...]:
+        """The shape of what it gives: height, width, channels."""
+        return self.height, self.width, self.channels
+
     @model_validator(mode="after")
     def _room(self) -> ImageDecoder:
         if 2 * self.margin >= min(self.height, self.width):
@@ -105,7 +110,7 @@ def looks_inverted(decoder: Decoder, payload: bytes) -> bool:
 
 
 def _decode_image(decoder: ImageDecoder, payload: bytes, invert: bool) -> np.ndarray:
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         with Image.open(io.BytesIO(payload), formats=PICTURE_FORMATS) as file:
@@ -113,12 +118,18 @@ def _decode_image(decoder: ImageDecoder, payload: bytes, invert: bool) -> np.nda
                 raise DecodeError(
                     f"picture of {file.width}x{file.height} pixels; at most {MAX_PIXELS} are decoded"
                 )
-            if (frames := getattr(file, "n_frames", 1)) > 1:
+            # A telephone's MPO is a JPEG with a preview or a gain map behind the picture itself.
+            if (frames := getattr(file, "n_frames", 1)) > 1 and file.format != "MPO":
                 raise DecodeError(f"picture with {frames} frames; expected one still picture")
             file.load()
             picture = ImageOps.exif_transpose(file)
     except DecodeError:
         raise
+    except UnidentifiedImageError as error:
+        raise DecodeError(
+            f"not a readable picture ({', '.join(PICTURE_FORMATS)}): "
+            f"{len(payload)} bytes in none of these formats"
+        ) from error
     except Exception as error:  # Pillow's plug-ins raise whatever a damaged file makes them raise
         raise DecodeError(
             f"not a readable picture ({', '.join(PICTURE_FORMATS)}): {error}"
@@ -137,15 +148,23 @@ def _flatten(picture: Image, mode: str, background: int) -> Image:
     from PIL import Image
 
     if picture.mode.startswith("I") or picture.mode == "F":
-        wide = np.asarray(picture, np.float64)
-        if wide.size and not (wide.min() >= 0 and wide.max() <= 65535):  # so, too, with NaN
-            raise DecodeError("picture with samples outside 16 bits")
-        return Image.fromarray(np.round(wide / 257).astype(np.uint8)).convert(mode)
+        return Image.fromarray(_narrow(np.asarray(picture))).convert(mode)
     if "A" in picture.getbands() or "transparency" in picture.info:
         layer = picture.convert("RGBA")
         picture = Image.new("RGBA", layer.size, (background,) * 3 + (255,))
         picture.alpha_composite(layer)
     return picture if picture.mode == mode else picture.convert(mode)
+
+
+def _narrow(wide: np.ndarray) -> np.ndarray:
+    """16-bit samples to 8 bits, some rows at a time: as floats, a large picture fills the memory."""
+    narrow = np.empty(wide.shape, np.uint8)
+    for start in range(0, len(wide), 64):
+        part = wide[start : start + 64].astype(np.float64)
+        if part.size and not (part.min() >= 0 and part.max() <= 65535):  # so, too, with NaN
+            raise DecodeError("picture with samples outside 16 bits")
+        narrow[start : start + 64] = np.round(part / 257)
+    return narrow
 
 
 def _fit(picture: Image, decoder: ImageDecoder) -> Image:

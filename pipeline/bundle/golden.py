@@ -36,6 +36,9 @@ def unpack(payload: bytes) -> tuple[Arrays, Arrays]:
     outputs: Arrays = {}
     try:
         with np.load(io.BytesIO(payload), allow_pickle=False) as archive:
+            entries = archive.zip.infolist()
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+                raise ValueError("compressed, and of unknown size")
             for key in archive.files:
                 side, _, name = key.partition("/")
                 {"in": inputs, "out": outputs}[side][name] = archive[key]

@@ -12,6 +12,8 @@ import hashlib
 import json
 import os
 import re
+import secrets
+import shutil
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,6 +29,7 @@ SCHEMA_VERSION: Literal[1] = 1
 MANIFEST = "manifest.json"
 LINEAGE = "lineage.json"
 MAX_FILES = 64
+MAX_LABEL = 128
 MAX_MANIFEST_BYTES = 4 << 20
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -58,11 +61,29 @@ class Tensor(Part):
         return self
 
 
+def check_labels(labels: tuple[str, ...]) -> None:
+    """Raise `ValueError` unless they are different, short texts that any file can hold."""
+    for label in labels:
+        if not 0 < len(label) <= MAX_LABEL or any(0xD800 <= ord(c) <= 0xDFFF for c in label):
+            raise ValueError(f"label {label[:40]!r}: expected 1 to {MAX_LABEL} characters of text")
+    if len(set(labels)) != len(labels):
+        twice = next(label for label in labels if labels.count(label) > 1)
+        raise ValueError(f"label {twice!r} is given twice; answers could not be told apart")
+
+
 class Input(Tensor):
     """What goes in. `decoder` says how a file becomes one row; without one, only tensors do."""
 
     decoder: Decoder | None = None
     units: str = Field(description="what one number means, e.g. 'grey level 0-255'")
+
+    @model_validator(mode="after")
+    def _decoded(self) -> Input:
+        if self.decoder is not None and self.decoder.row != tuple(self.shape[1:]):
+            raise ValueError(
+                f"{self.name!r}: the decoder gives rows {self.decoder.row}, the shape is {self.shape}"
+            )
+        return self
 
 
 class Output(Tensor):
@@ -70,6 +91,14 @@ class Output(Tensor):
 
     labels: tuple[str, ...] | None = None
     units: str
+
+    @model_validator(mode="after")
+    def _labelled(self) -> Output:
+        if self.labels is not None:
+            check_labels(self.labels)
+            if self.shape[-1] != len(self.labels):
+                raise ValueError(f"{self.name!r}: {len(self.labels)} labels for {self.shape}")
+        return self
 
 
 class Parity(Part):
@@ -94,6 +123,16 @@ class Gate(Part):
     rule: Literal["at most", "at least"]
     passed: bool
 
+    @model_validator(mode="after")
+    def _honest(self) -> Gate:
+        # Both numbers are rounded, so they may cross by their last digit.
+        over = self.measured - self.limit if self.rule == "at most" else self.limit - self.measured
+        if self.passed and over > 0.01 * abs(self.limit):
+            raise ValueError(
+                f"{self.name!r} did not pass: {self.measured}, {self.rule} {self.limit}"
+            )
+        return self
+
 
 class Variant(Part):
     """One form of the graph. Only an admitted variant may be served."""
@@ -104,6 +143,12 @@ class Variant(Part):
     admitted: bool
     gates: tuple[Gate, ...]
     parity: Parity
+
+    @model_validator(mode="after")
+    def _earned(self) -> Variant:
+        if self.admitted and not (self.gates and all(gate.passed for gate in self.gates)):
+            raise ValueError(f"{self.file}: admitted, but not every gate passed")
+        return self
 
 
 class Golden(Part):
@@ -118,7 +163,7 @@ class FileEntry(Part):
     """One file of the bundle."""
 
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    size: int = Field(ge=0)
+    size: int = Field(ge=0, lt=1 << 40)
 
 
 class Manifest(Part):
@@ -212,7 +257,11 @@ def parse(payload: bytes, where: str = MANIFEST) -> Manifest:
         first = error.errors()[0]
         place = ".".join(str(step) for step in first["loc"]) or "manifest"
         raise BundleError(f"{where}: {place}: {first['msg']}") from error
-    if canonical(manifest) != payload:
+    try:
+        written = canonical(manifest)
+    except (ValueError, RecursionError) as error:  # a lone surrogate, or nested too deep to write
+        raise BundleError(f"{where}: holds what cannot be written: {error}") from error
+    if written != payload:
         raise BundleError(f"{where}: not in canonical form: it was edited after it was written")
     return manifest
 
@@ -259,23 +308,31 @@ def read(folder: Path) -> Bundle:
 
 
 def write(folder: Path, manifest: Manifest, contents: Mapping[str, bytes]) -> str:
-    """Write a whole bundle to `folder`, which must not exist; return its digest.
+    """Write a whole bundle to `folder`, in place of one that may be there; return its digest.
 
-    Everything is written and synced beside the target first, then renamed: a reader finds the
-    whole bundle or none.
+    Everything is written and synced beside the target first, then renamed: a reader finds a whole
+    bundle or none, and a full disk costs no bundle that was there.
     """
     folder = Path(folder)
     if entries(contents) != manifest.files:
         raise BundleError(f"{folder}: the manifest does not list exactly the files given")
     payload = canonical(manifest)
-    draft = folder.with_name(f".{folder.name}.{os.getpid()}.draft")
+    draft = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.draft")
     draft.mkdir(parents=True)
-    for name, data in {**contents, MANIFEST: payload}.items():
-        with open(draft / name, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    draft.rename(folder)
+    try:
+        for name, data in {**contents, MANIFEST: payload}.items():
+            with open(draft / name, "xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        if folder.exists():
+            folder.rename(former := draft.with_suffix(".former"))
+            draft.rename(folder)
+            shutil.rmtree(former)
+        else:
+            draft.rename(folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
     return sha256(payload)
 
 
@@ -301,13 +358,15 @@ def _read_regular(path: Path, limit: int) -> bytes:
 
 def _read_lineage(folder: Path, found: Mapping[str, os.stat_result]) -> dict[str, Any] | None:
     """Where the bundle came from, if it is told: beside the manifest or, in a project, the folder."""
-    inside, beside = folder / LINEAGE, folder.with_name(f"{folder.name}.{LINEAGE}")
-    path = inside if LINEAGE in found else beside
+    whole = folder.resolve()  # '.' has no name
+    beside = whole.with_name(f"{whole.name}.{LINEAGE}")
+    path = folder / LINEAGE if LINEAGE in found else beside
     if not path.is_file():
         return None
     try:
         lineage = json.loads(_read_regular(path, MAX_MANIFEST_BYTES))
-    except ValueError as error:
+        canonical_json(lineage)  # so that whoever passes it on can write it
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{path}: not JSON: {error}") from error
     if not isinstance(lineage, dict):
         raise BundleError(f"{path}: expected an object, got {type(lineage).__name__}")

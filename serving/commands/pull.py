@@ -29,6 +29,8 @@ from pipeline.bundle.manifest import (
 from serving.registry import PullError, Registry
 
 DRAFT = ".pull-"
+LAST = 999_999_999
+"""The highest version that a server looks at; see `serving.repository`."""
 
 
 @click.command("pull")
@@ -58,6 +60,8 @@ def command(source: str, repository: Path) -> None:
 
 def pull(source: str, repository: Path) -> str:
     """Place the bundle and say so. Raises `PullError` or `BundleError`, with nothing placed."""
+    if (repository / MANIFEST).exists():
+        raise PullError(f"{repository}: is a bundle, not a repository of them; choose another --to")
     with _locked(repository):
         if source.startswith("models:/"):
             return _from_registry(source, repository)
@@ -75,16 +79,18 @@ def _from_folder(source: str, repository: Path) -> str:
         )
     bundle = read(folder)
     name = bundle.manifest.name
+    _refuse_bare(repository / name)
     present = _versions(repository / name)
     if present and _digest(repository / name / str(present[-1])) == bundle.digest:
         return _there_already(repository, name, present[-1], bundle.digest)
+    number = _readable(repository / name, (present or [0])[-1] + 1)
     files = {**bundle.contents, MANIFEST: canonical(bundle.manifest)}
     if bundle.lineage is not None:
         files[LINEAGE] = json.dumps(bundle.lineage, sort_keys=True, indent=1).encode() + b"\n"
     with _draft(repository) as draft:
         for file, payload in files.items():
             (draft / file).write_bytes(payload)
-        return _place(draft, repository, name, (present or [0])[-1] + 1, bundle.digest)
+        return _place(draft, repository, name, number, bundle.digest)
 
 
 def _from_registry(source: str, repository: Path) -> str:
@@ -95,6 +101,8 @@ def _from_registry(source: str, repository: Path) -> str:
             f"{source}: {version.name!r} cannot be a repository's folder (1 to 64 letters, "
             "digits, '-' or '_'); give it another: slipway register EXPERIMENT --name NAME"
         )
+    _refuse_bare(repository / version.name)
+    _readable(repository / version.name, version.number)
     present = _versions(repository / version.name)
     if version.number in present:
         there = _digest(repository / version.name / str(version.number))
@@ -108,6 +116,22 @@ def _from_registry(source: str, repository: Path) -> str:
     with _draft(repository) as draft:
         registry.download(version, draft)
         return _place(draft, repository, version.name, version.number, version.digest)
+
+
+def _refuse_bare(folder: Path) -> None:
+    """A bundle without a version, as in a project's `bundles/`, is no place for another."""
+    if (folder / MANIFEST).exists():
+        raise PullError(
+            f"{folder}: is a bundle itself, which a version inside it would spoil; "
+            "choose another --to"
+        )
+
+
+def _readable(folder: Path, number: int) -> int:
+    """The version's number, if a server would read it."""
+    if not 1 <= number <= LAST:
+        raise PullError(f"{folder}: no server reads version {number}; the last is {LAST}")
+    return number
 
 
 @contextmanager

@@ -27,7 +27,7 @@ GRAPH = Path("dvc.yaml")
 def command(recipe: str, name: str | None, data: Path | None) -> None:
     """Add a ready-made experiment to params.yaml."""
     try:
-        added = add(recipe, name or recipe, data)
+        added = add(recipe, recipe if name is None else name, data)
     except ConfigError as error:
         fail(str(error), 2)
     click.echo(f"added experiments.{added}; next: dvc repro track@{added}")

@@ -28,7 +28,7 @@ def _register(experiment: str, alias: str, name: str | None) -> None:
     from stages.tracking.address import address, locked
     from stages.tracking.facts import gather
 
-    if not MODEL_NAME.fullmatch(name or experiment):
+    if name is not None and not MODEL_NAME.fullmatch(name):
         raise ConfigError(f"--name: 1 to 64 letters, digits, '-' or '_', got {name!r}")
     facts = gather(chosen(experiment), Layout(experiment))
     where = address()

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from pipeline.bundle.manifest import BundleError, read
+from pipeline.config import ConfigError
 from stages.entry import fail
 from stages.layout import Layout
 from stages.params import load
@@ -16,8 +17,12 @@ from stages.params import load
 @click.command(name="summary")
 def command() -> None:
     """Show each experiment's result, where its bundle lies, and the next commands."""
+    try:
+        experiments = load()
+    except ConfigError as error:
+        fail(str(error), 2)
     shown = None
-    for name in load():
+    for name in experiments:
         layout = Layout(name)
         if not layout.bundle.is_dir():
             click.echo(f"{name}: no bundle yet; run `dvc repro`\n")
@@ -75,7 +80,7 @@ def _latency(layout: Layout, digest: str) -> str:
         report = json.loads(layout.latency.read_bytes())
     except (OSError, ValueError):
         report = {}
-    if report.get("bundle") != digest:
+    if not isinstance(report, dict) or report.get("bundle") != digest:
         return f"not measured; run `dvc repro -f -s benchmark@{layout.experiment}`"
     one, many = report["latency"]["batch_1_p50_ms"], report["latency"]["batch_32_rows_per_second"]
     return f"{one:g} ms for one row, {many:,.0f} rows/s in batches of 32 (one thread, this machine)"

@@ -17,7 +17,7 @@ import urllib.request
 import click
 
 from stages.entry import fail
-from stages.tracking.address import address, locked
+from stages.tracking.address import AddressError, address, locked
 
 START = 60
 """Seconds that the server has to answer for the first time."""
@@ -28,6 +28,10 @@ START = 60
 def command(port: int) -> None:
     """Show this project's runs in a browser, on this machine alone."""
     where = address()
+    try:
+        where.check()
+    except (AddressError, OSError) as error:
+        fail(f"MLFLOW_TRACKING_URI is {where.shown}: {error}", 2)
     if where.database is None:
         fail(f"runs go to {where.shown} (MLFLOW_TRACKING_URI); open that in a browser", 2)
     with socket.socket() as door:

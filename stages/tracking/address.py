@@ -5,18 +5,20 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 from urllib.parse import urlsplit
 
-from pipeline.config import ConfigError
-
-Policy = Literal["off", "best-effort", "required"]
 EXPERIMENT = "slipway"
 SQLITE = "sqlite:///"
+SQLITE_BEGINS = b"SQLite format 3\0"
+
+
+class AddressError(ValueError):
+    """`MLFLOW_TRACKING_URI` names nothing that could keep runs; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +41,8 @@ class Address:
 
     @property
     def shown(self) -> str:
-        """The URI without a password in it."""
-        parts = urlsplit(self.uri)
-        if "@" not in parts.netloc:
-            return self.uri
-        return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+        """The URI without a password in it, even where it is malformed."""
+        return re.sub(r"(?<=://)[^/?#]*@", "", self.uri)
 
     @property
     def identity(self) -> str:
@@ -61,36 +60,46 @@ class Address:
         """The folder of local stamps and locks, shared by a project's experiment folders."""
         return self.home / ".dvc" / "tmp" / "track"
 
+    def check(self) -> None:
+        """What can be known before MLflow, which would try a bad file again for minutes.
+
+        Raises `AddressError`, or `OSError` where a file cannot be read.
+        """
+        if self.database is None:
+            if self.uri.startswith("sqlite:"):
+                raise AddressError(f"a database in memory keeps nothing; expected {SQLITE}FILE")
+            try:
+                urlsplit(self.uri).port  # noqa: B018  (raises where it is no number)
+            except ValueError as error:
+                raise AddressError(f"not a URL: {error}") from None
+        elif self.database.name == ":memory:":
+            raise AddressError(f"a database in memory keeps nothing; expected {SQLITE}FILE")
+        elif self.database.is_dir():
+            raise AddressError(f"{self.database} is a folder; expected {SQLITE}FILE")
+        elif self.database.exists():
+            with self.database.open("rb") as file:
+                begins = file.read(len(SQLITE_BEGINS))
+            if begins not in (b"", SQLITE_BEGINS):
+                raise AddressError(f"{self.database} is not an SQLite database")
+
 
 def home() -> Path:
     """The project's folder; within DVC's experiments, the one they were started from."""
     return Path(os.environ.get("DVC_ROOT") or ".").resolve()
 
 
-def policy() -> Policy:
-    """How much tracking matters, from `SLIPWAY_TRACKING`. Raises `ConfigError`."""
-    match os.environ.get("SLIPWAY_TRACKING") or "best-effort":
-        case "off":
-            return "off"
-        case "best-effort":
-            return "best-effort"
-        case "required":
-            return "required"
-        case other:
-            raise ConfigError(
-                f"SLIPWAY_TRACKING: expected off, best-effort or required, got {other!r}"
-            )
-
-
 def address() -> Address:
-    """`MLFLOW_TRACKING_URI`, else the project's own `mlflow.db` with `mlartifacts/` beside it."""
+    """`MLFLOW_TRACKING_URI`, else the project's own `mlflow.db` with `mlartifacts/` beside it.
+
+    Nothing is checked yet: that is for whoever wants to write, and `locked` does it.
+    """
     project = home()
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{project / 'mlflow.db'}"
     artifacts: Path | None = project / "mlartifacts"
     if uri.startswith(SQLITE):
         database = project / uri.removeprefix(SQLITE)
         uri, artifacts = f"{SQLITE}{database}", database.parent / "mlartifacts"
-    elif urlsplit(uri).scheme in ("http", "https", "databricks", ""):
+    elif "://" not in uri or uri.partition("://")[0].lower() in ("http", "https", "databricks"):
         artifacts = None
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
     return Address(uri, name, artifacts, project)
@@ -100,8 +109,10 @@ def address() -> Address:
 def locked(where: Address) -> Iterator[None]:
     """One tracker of this database, or of this project, at a time; a dead one holds nothing.
 
-    MLflow's first opening of a database is not safe against another one.
+    MLflow's first opening of a database is not safe against another one. Raises what
+    `Address.check` does.
     """
+    where.check()
     path = where.notes / "lock"
     if where.database is not None:
         path = where.database.with_name(f"{where.database.name}.lock")

@@ -16,6 +16,7 @@ from typing import Any
 
 from pipeline.bundle import manifest as bundles
 from pipeline.bundle.manifest import Bundle
+from stages.entry import StageError
 from stages.layout import Layout
 from stages.params import Experiment
 from stages.tracking import state
@@ -156,12 +157,23 @@ def curves(path: Path) -> list[dict[str, float]]:
     if not path.is_file():
         return []
     with path.open(newline="") as file:
-        return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+        try:
+            return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+        except (ValueError, TypeError, csv.Error) as error:
+            raise StageError(f"{path}: not as `train` writes it: {error}") from None
 
 
 def json_of(path: Path) -> dict[str, Any]:
-    """A JSON report, empty where there is none."""
-    return json.loads(path.read_text()) if path.is_file() else {}
+    """A JSON report, empty where there is none. Raises `StageError` where it is none."""
+    if not path.is_file():
+        return {}
+    try:
+        report = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise StageError(f"{path}: not JSON: {error}; delete it and run `dvc repro`") from None
+    if not isinstance(report, dict):
+        raise StageError(f"{path}: expected a JSON object; delete it and run `dvc repro`")
+    return report
 
 
 def digest_of(path: Path) -> str | None:

@@ -8,14 +8,15 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from click.testing import CliRunner, Result
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save_file
 
-from pipeline import prepared, proof
+from pipeline import export, prepared, proof
 from pipeline.bundle import golden
-from pipeline.bundle.manifest import read
+from pipeline.bundle.manifest import read, sha256
 from pipeline.metrics import METRICS
 from stages.verify import command
 from tests.pipeline.experiments import NAME, settings
@@ -170,13 +171,18 @@ def project(folder: Path, digits: Path, trick: str) -> Path:
     )
     build = folder / "build" / NAME
     shutil.copytree(digits, build / "data")
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    opset = 20 if trick == "none" else 17  # the tricks end in the proof, before that is looked at
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+    (build / "weights.safetensors").write_bytes(weights.tobytes())
+    told = export.metadata(NAME, "classification", tuple("0123456789"))
+    told["slipway.weights"] = sha256(weights.tobytes())
+    helper.set_model_props(model, told)
     (build / "model.onnx").write_bytes(model.SerializeToString())
     image = np.array(prepared.read(digits, "test").arrays["image"])
     logits = image.reshape(-1, 64).astype(np.float32) @ weights
     odds = np.exp(logits - logits.max(1, keepdims=True))
     reference = {"logits": logits, "probabilities": odds / odds.sum(1, keepdims=True)}
-    save_file(reference, build / "answers.safetensors")
+    save_file(reference, build / "answers.safetensors", {"weights": told["slipway.weights"]})
     rows = golden.pack({"image": image[:2]}, {name: a[:2] for name, a in reference.items()})
     (build / "golden.npz").write_bytes(rows)
     (folder / "params.yaml").write_text(json.dumps({"experiments": {NAME: settings()}}))
@@ -210,4 +216,34 @@ def test_without_a_proof_there_is_no_bundle(tmp_path, digits, monkeypatch, trick
     done = verify(project(tmp_path, digits, trick), monkeypatch)
     assert done.exit_code == 1 and why in done.output, done.output
     assert "Traceback" not in done.output and "no bundle was written" in done.output
+    assert not (tmp_path / "bundles").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ("weights", "made of other weights"),
+        ("golden", "golden.npz: logits differs by"),
+        ("name", "the graph says slipway.name 'evil'"),
+        ("opset", "opset: asked for 20"),
+    ],
+)
+def test_files_that_do_not_belong_together_make_no_bundle(
+    tmp_path, digits, monkeypatch, change, why
+):
+    build = project(tmp_path, digits, "none") / "build" / NAME
+    model = onnx.load(build / "model.onnx")
+    if change == "weights":
+        (build / "weights.safetensors").write_bytes(b"trained again")
+    elif change == "golden":
+        inputs, expected = golden.unpack((build / "golden.npz").read_bytes())
+        turned = {name: rows[::-1] for name, rows in expected.items()}
+        (build / "golden.npz").write_bytes(golden.pack(inputs, turned))
+    elif change == "name":
+        next(p for p in model.metadata_props if p.key == "slipway.name").value = "evil"
+    else:
+        model.opset_import[0].version = 21
+    onnx.save(model, build / "model.onnx")
+    done = verify(tmp_path, monkeypatch)
+    assert done.exit_code == 1 and why in done.output, done.output
     assert not (tmp_path / "bundles").exists()

@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from pipeline.bundle import golden
 from pipeline.bundle.decode import ImageDecoder
 from pipeline.bundle.manifest import (
+    Gate,
     Golden,
     Input,
     Manifest,
@@ -133,12 +134,13 @@ def make_bundle(
         metrics_torch={"accuracy": 1.0},
         metrics_onnx={"accuracy": 1.0},
     )
+    gate = Gate(name="accuracy", measured=1.0, limit=0.9, rule="at least", passed=admitted)
     variant = Variant(
         file="model.onnx",
         precision="fp32",
         opset=OPSET,
         admitted=admitted,
-        gates=(),
+        gates=(gate,),
         parity=parity,
     )
     fields: dict[str, Any] = {

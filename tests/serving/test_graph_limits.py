@@ -121,6 +121,16 @@ def hidden_in_a_branch(change: Change) -> Change:
     return outer
 
 
+def shadow(name: str, domain: str) -> Change:
+    def change(model: onnx.ModelProto) -> None:
+        opset = helper.make_opsetid("", 20)
+        body = [helper.make_node("Identity", ["x"], ["y"])]
+        model.functions.append(helper.make_function(domain, name, ["x"], ["y"], body, [opset]))
+        node("Loop", domain, body=nested(0))(model)
+
+    return change
+
+
 def functions(count: int, calls: int = 2, recursive: bool = False) -> Change:
     def change(model: onnx.ModelProto) -> None:
         model.opset_import.add(domain="local", version=1)
@@ -199,6 +209,8 @@ HOSTILE: dict[str, tuple[Change, str]] = {
     "too many nodes": (chain, "more than 20000 nodes"),
     "2^30 by functions": (functions(31), "more than 200000 nodes once local functions"),
     "2^18 by functions": (functions(19), "more than 200000 nodes once local functions"),
+    "function named as an operator": (shadow("Loop", ""), "'Loop' stands in domain ''"),
+    "the same by its other name": (shadow("Loop", "ai.onnx"), "stands in domain 'ai.onnx'"),
     "function calls itself": (functions(3, recursive=True), "calls itself"),
     "functions 300 deep": (functions(300, calls=1), "200 deep"),
     "opset from the future": (lambda m: setattr(m.opset_import[0], "version", 999), "opset 999"),

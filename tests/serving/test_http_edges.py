@@ -221,7 +221,64 @@ def test_head_has_no_body(server: Live) -> None:
 
 def test_an_offer_of_another_protocol_is_ignored(server: Live) -> None:
     upgrade = b"GET /v2 HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
-    assert statuses(exchange(server, upgrade)) == [200]
+    assert statuses(exchange(server, upgrade + upgrade, LAST)) == [200, 200, 200]
+    offer = INFER + b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: A\r\n"
+    sized = offer + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY
+    chunk = b"%x\r\n%b\r\n0\r\nX-T: 1\r\n\r\n" % (len(BODY), BODY)
+    chunked = offer + b"Transfer-Encoding: chunked\r\n\r\n" + chunk
+    answer = exchange(server, sized + chunked + sized + LAST)
+    assert statuses(answer) == [200] * 4 and answer.count(b'"outputs"') == 3
+    cuts = (10, len(sized) - len(BODY) - 2, len(sized) - len(BODY), len(sized) - 5)
+    for cut in cuts:
+        answer = exchange(server, sized[:cut], sized[cut:] + LAST, pause=0.05)
+        assert statuses(answer) == [200, 200] and b'"outputs"' in answer
+    closing = sized.replace(b"Upgrade, ", b"close, Upgrade, ")
+    assert statuses(exchange(server, closing + LIVE)) == [200]
+
+
+def test_an_offer_does_not_loosen_the_limits(server: Live) -> None:
+    offer = INFER + b"Connection: Upgrade\r\nUpgrade: h2c\r\n"
+    both = b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\nhello"
+    assert statuses(exchange(server, offer + both + LIVE)) == [400]
+    huge = offer + b"Content-Length: 67108865\r\n\r\n"
+    assert statuses(exchange(server, huge)) == [413]
+
+
+def test_an_endless_trailer_is_refused(server: Live) -> None:
+    head = INFER + b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n"
+    for start in (b"0\r\nX-T: ", b"1;x="):
+        began = time.monotonic()
+        answer = exchange(server, head, start, *[b"a" * (1 << 16)] * 100, pause=0.01)
+        assert statuses(answer) == [431] and b"trailers" in answer
+        assert time.monotonic() - began < 8
+    well(server)
+
+
+def test_text_has_a_limit_of_its_own(server: Live) -> None:
+    for path in (b"/v2/models/digits-test/infer", b"/v2/repository/index"):
+        text = b" " * (16 << 20) + b"{}"
+        head = b"POST %b HTTP/1.1\r\nHost: x\r\nConnection: close\r\n" % path
+        answer = exchange(server, head + b"Content-Length: %d\r\n\r\n" % len(text) + text)
+        assert statuses(answer) == [413] and b"http.json_bytes" in answer
+    well(server)
+
+
+def test_data_that_cannot_fit_is_not_converted(server: Live) -> None:
+    """Every other client waits meanwhile, so the shape is looked at first."""
+    nested = [[0]] * 2_000_000
+    item = {"name": "image", "shape": [2_000_000, 1], "datatype": "UINT8", "data": nested}
+    size = 32_000_000
+    texts = {"name": "image", "shape": [size // 4], "datatype": "BYTES"}
+    framed = json.dumps({"inputs": [texts | {"parameters": {"binary_data_size": size}}]}).encode()
+    for body, extra in (
+        (json.dumps({"inputs": [item]}, separators=(",", ":")).encode(), b""),
+        (framed + bytes(size), b"Inference-Header-Content-Length: %d\r\n" % len(framed)),
+    ):
+        head = INFER + extra + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(body)
+        began = time.monotonic()
+        answer = exchange(server, head + body)
+        assert statuses(answer) == [400] and b"expected UINT8 [n,8,8,1]" in answer
+        assert time.monotonic() - began < 3
 
 
 def test_absolute_urls_and_queries(server: Live) -> None:

@@ -113,7 +113,7 @@ def test_a_repository_of_nothing_but_failures_ends_the_process(
     assert server.told().count("error: ") == 2
 
 
-def test_a_folder_that_was_renamed(start: Start, tmp_path: Path) -> None:
+def test_the_folder_names_the_model(start: Start, tmp_path: Path) -> None:
     make_bundle(tmp_path / "r" / "other" / "1")
     make_bundle(tmp_path / "r" / "digits-test" / "1")
     (tmp_path / "r" / "digits-test" / "config.pbtxt").write_text("for another server")
@@ -121,7 +121,10 @@ def test_a_folder_that_was_renamed(start: Start, tmp_path: Path) -> None:
     server = start(tmp_path / "r")
     states = {e["name"]: e for e in server.json("POST", "/v2/repository/index")[1]}
     assert set(states) == {"other", "digits-test"}
-    assert "rename the folder" in states["other"]["reason"]
+    assert states["other"]["state"] == "READY"
+    assert server.json("POST", "/v2/models/other/infer", json.loads(BODY))[0] == 200
+    properties = server.json("GET", "/v2/models/other")[1]["properties"]
+    assert properties["bundle_name"] == "digits-test"
     assert server.json("GET", "/v2/health/ready")[0] == 200
 
 

@@ -158,3 +158,27 @@ def test_binary_input_is_not_copied() -> None:
 def test_an_array_of_another_type_is_no_tensor() -> None:
     with pytest.raises(ValueError, match="FP32 cannot hold float64"):
         Tensor("t", "FP32", np.zeros(2))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"\xff\xff\xff\xff", b"\1\0", b"\1\0\0\0a\1\0\0\0b", b"\1\0\0\0\xff", b""],
+    ids=["lies", "cut", "more", "utf8", "none"],
+)
+def test_mistaken_texts_are_refused(text: bytes) -> None:
+    item = {"name": "t", "shape": [1], "datatype": "BYTES"}
+    parameters = {"parameters": {"binary_data_size": len(text)}}
+    body, headers = framed({"inputs": [item | parameters]}, text)
+    with pytest.raises(InvalidRequest, match="'t'"):
+        codec_json.decode(body, headers["Inference-Header-Content-Length"])
+
+
+@pytest.mark.parametrize("shape", [[0, 2**63], [0, 2**62, 2**62], [0, 2**31 - 1, 2**31 - 1]])
+@pytest.mark.parametrize("datatype", ["UINT8", "FP64", "BYTES"])
+def test_an_empty_tensor_of_absurd_axes_is_refused(shape: list[int], datatype: str) -> None:
+    item = {"name": "t", "shape": shape, "datatype": datatype}
+    with pytest.raises(InvalidRequest, match="'t': shape: expected at most 2147483647"):
+        codec_json.decode(json.dumps({"inputs": [item | {"data": []}]}).encode(), "")
+    body, headers = framed({"inputs": [item | {"parameters": {"binary_data_size": 0}}]})
+    with pytest.raises(InvalidRequest, match="'t': shape: expected at most 2147483647"):
+        codec_json.decode(body, headers["Inference-Header-Content-Length"])

@@ -196,9 +196,34 @@ def test_folders_need_no_server(project: State, tmp_path: Path) -> None:
     assert hashlib.sha256(manifest).hexdigest() == state.digest
 
 
+def test_a_bare_bundle_is_no_place_for_a_version(project: State, tmp_path: Path) -> None:
+    folder = shutil.copytree(project.folder / "bundles" / EXPERIMENT, tmp_path / EXPERIMENT)
+    before = sorted(path.name for path in folder.iterdir())
+    for source in (str(folder), f"models:/{EXPERIMENT}@champion"):
+        done = pull(project, source, tmp_path)
+        assert done.returncode == 1 and "is a bundle" in done.stderr, done.stderr
+    done = pull(project, str(folder), folder)
+    assert done.returncode == 1 and "is a bundle" in done.stderr
+    assert sorted(path.name for path in folder.iterdir()) == before
+    assert read(folder).digest == project.digest
+
+
+def test_a_version_that_no_server_reads_is_refused(project: State, tmp_path: Path) -> None:
+    (tmp_path / EXPERIMENT / "999999999").mkdir(parents=True)
+    done = pull(project, EXPERIMENT, tmp_path)
+    assert done.returncode == 1 and "1000000000" in done.stderr
+    assert placed(tmp_path) == [f"{EXPERIMENT}/999999999"]
+
+
 def test_errors_teach(project: State, tmp_path: Path) -> None:
     unset = pull(project, "models:/m@champion", tmp_path, MLFLOW_TRACKING_URI="")
     assert unset.returncode == 1 and "make ui" in unset.stderr
+    for uri in ("http://[::1", "http://127.0.0.1:99999"):
+        broken = pull(project, "models:/m@champion", tmp_path, MLFLOW_TRACKING_URI=uri)
+        assert broken.returncode == 1 and "not a URL" in broken.stderr, broken.stderr
+        assert "Traceback" not in broken.stderr
+        unregistered = project.here(register, EXPERIMENT, MLFLOW_TRACKING_URI=uri)
+        assert unregistered.returncode == 1 and "not a URL" in unregistered.stderr
     nobody = pull(project, f"models:/{EXPERIMENT}@nobody", tmp_path)
     assert nobody.returncode == 1 and "nobody" in nobody.stderr
     nowhere = pull(project, "no-such-bundle", tmp_path)

@@ -13,9 +13,13 @@ from typing import Any
 
 import pytest
 
+from pipeline.config import ConfigError
+from stages.commands.init import command as init
+from stages.commands.summary import command as summary
 from stages.entry import StageError
+from stages.live import LiveCurves
 from stages.tracking import state as states
-from stages.tracking.address import address
+from stages.tracking.address import AddressError, address, locked
 from stages.tracking.facts import flat_params, numbers
 from tests.stages.states import EPOCHS, EXPERIMENT, State, new_state, runs
 
@@ -236,6 +240,71 @@ def test_required_and_off_and_a_typo(state: State) -> None:
     assert done.returncode == 0 and len(state.runs()) == 1
     done = state.track(SLIPWAY_TRACKING="of")
     assert done.returncode == 2 and "best-effort" in done.stderr
+
+
+def test_a_typo_is_told_before_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLIPWAY_TRACKING", "nonsense")
+    with pytest.raises(ConfigError, match="off, best-effort, required, got 'nonsense'"):
+        LiveCurves(EXPERIMENT, "key", {})
+
+
+@pytest.mark.parametrize(
+    ("uri", "reason"),
+    [
+        ("sqlite:///", "is a folder"),
+        ("sqlite:///bundles", "is a folder"),
+        ("sqlite:///params.yaml", "not an SQLite database"),
+        ("sqlite://", "in memory"),
+        ("sqlite:///:memory:", "in memory"),
+        ("http://[::1", "not a URL"),
+        ("http://127.0.0.1:port", "not a URL"),
+    ],
+)
+def test_an_address_that_cannot_be_costs_a_warning(state: State, uri: str, reason: str) -> None:
+    began = time.monotonic()
+    done = state.track(MLFLOW_TRACKING_URI=uri)
+    assert time.monotonic() - began < 20
+    assert (done.returncode, done.stdout) == (0, "")
+    (line,) = done.stderr.splitlines()
+    assert "not tracked" in line and reason in line
+    assert state.lineage["mlflow"] is None
+    required = state.track(MLFLOW_TRACKING_URI=uri, SLIPWAY_TRACKING="required")
+    assert required.returncode == 1 and reason in required.stderr
+
+
+def test_no_password_is_shown_and_a_databases_folder_is_made(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@[::1")
+    assert address().shown == "http://[::1"
+    with pytest.raises(AddressError, match="not a URL"), locked(address()):
+        pass
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///new/runs.db")
+    with locked(address()):
+        assert (tmp_path / "new").is_dir()
+
+
+def test_torn_reports(state: State) -> None:
+    state.become(6)
+    reports = state.folder / "reports" / EXPERIMENT
+    (reports / "latency.json").write_text("{")
+    done = state.track(SLIPWAY_TRACKING="off")
+    assert done.returncode == 0, done.stderr
+    for torn in ("{", "[]"):
+        (reports / "metrics.json").write_text(torn)
+        done = state.track()
+        assert done.returncode == 1 and "metrics.json" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_summary_outside_a_project_and_an_experiment_without_a_name(
+    state: State, tmp_path: Path
+) -> None:
+    done = State(tmp_path).here(summary)
+    assert done.returncode == 2 and "params.yaml" in done.stderr
+    done = state.here(init, "--recipe", "digits", "--name", "")
+    assert done.returncode == 2 and "--name" in done.stderr
 
 
 def test_key_follows_results_and_not_sizes_or_timings(tmp_path: Path) -> None:

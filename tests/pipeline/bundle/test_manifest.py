@@ -49,9 +49,35 @@ decoders = st.none() | st.builds(
     trim=st.booleans(),
     margin=st.integers(0, 9),
 )
-inputs = st.builds(Input, name=names, dtype=dtypes, shape=shapes, decoder=decoders, units=words)
-labels = st.none() | st.lists(words, max_size=4).map(tuple)
-outputs = st.builds(Output, name=names, dtype=dtypes, shape=shapes, labels=labels, units=words)
+labels = st.none() | st.lists(names, min_size=1, max_size=4, unique=True).map(tuple)
+
+
+@st.composite
+def sound_inputs(draw: st.DrawFn) -> Input:
+    decoder = draw(decoders)
+    shape = ("batch", *decoder.row) if decoder else draw(shapes)
+    return Input(
+        name=draw(names), dtype=draw(dtypes), shape=shape, decoder=decoder, units=draw(words)
+    )
+
+
+@st.composite
+def sound_outputs(draw: st.DrawFn) -> Output:
+    told = draw(labels)
+    shape = (*draw(shapes), len(told)) if told else draw(shapes)
+    return Output(name=draw(names), dtype=draw(dtypes), shape=shape, labels=told, units=draw(words))
+
+
+@st.composite
+def sound_gates(draw: st.DrawFn) -> Gate:
+    measured, limit = draw(numbers), draw(numbers)
+    rule = draw(st.sampled_from(["at most", "at least"]))
+    held = measured <= limit if rule == "at most" else measured >= limit
+    passed = held and draw(st.booleans())
+    return Gate(name=draw(words), measured=measured, limit=limit, rule=rule, passed=passed)
+
+
+inputs, outputs, gates = sound_inputs(), sound_outputs(), sound_gates()
 parities = st.builds(
     Parity,
     rows=st.integers(1, 10**9),
@@ -63,23 +89,22 @@ parities = st.builds(
     metrics_torch=by_name,
     metrics_onnx=by_name,
 )
-gates = st.builds(
-    Gate,
-    name=words,
-    measured=numbers,
-    limit=numbers,
-    rule=st.sampled_from(["at most", "at least"]),
-    passed=st.booleans(),
-)
-variants = st.builds(
-    Variant,
-    file=st.just("model.onnx"),
-    precision=st.sampled_from(["fp32", "fp16", "int8"]),
-    opset=st.integers(1, 30),
-    admitted=st.booleans(),
-    gates=st.lists(gates, max_size=2).map(tuple),
-    parity=parities,
-)
+
+
+@st.composite
+def sound_variants(draw: st.DrawFn) -> Variant:
+    tried = tuple(draw(st.lists(gates, max_size=2)))
+    return Variant(
+        file="model.onnx",
+        precision=draw(st.sampled_from(["fp32", "fp16", "int8"])),
+        opset=draw(st.integers(1, 30)),
+        admitted=bool(tried) and all(gate.passed for gate in tried),
+        gates=tried,
+        parity=draw(parities),
+    )
+
+
+variants = sound_variants()
 manifests = st.builds(
     Manifest,
     name=st.from_regex(bundle.MODEL_NAME, fullmatch=True),
@@ -113,7 +138,7 @@ def sound() -> Manifest:
         metrics_onnx={},
     )
     variant = Variant(
-        file="model.onnx", precision="fp32", opset=20, admitted=True, gates=(), parity=parity
+        file="model.onnx", precision="fp32", opset=20, admitted=False, gates=(), parity=parity
     )
     return Manifest(
         name="m",
@@ -272,10 +297,60 @@ def test_write_refuses_what_the_manifest_does_not_list(tmp_path, contents):
     assert not list(tmp_path.iterdir())
 
 
-def test_write_never_mixes_with_what_is_there(folder):
-    with pytest.raises(OSError):
+def test_write_puts_a_bundle_in_place_of_another(folder):
+    (folder / "stray").write_bytes(b"of the former one")
+    bundle.write(folder, sound(), FILES)
+    assert dict(bundle.read(folder).contents) == FILES
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_a_write_that_fails_leaves_the_former_bundle(folder, monkeypatch):
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
         bundle.write(folder, sound(), FILES)
     assert dict(bundle.read(folder).contents) == FILES
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+GATE = {"name": "g", "measured": 2.0, "limit": 1.0, "rule": "at most", "passed": False}
+
+
+@pytest.mark.parametrize(
+    ("build", "why"),
+    [
+        (lambda: Gate(**{**GATE, "passed": True}), "did not pass"),
+        (lambda: admitted(gates=()), "not every gate passed"),
+        (lambda: admitted(gates=(Gate(**GATE),)), "not every gate passed"),
+        (lambda: labelled(("a", "b", "a")), "given twice"),
+        (lambda: labelled(("a", "b")), "2 labels"),
+        (lambda: labelled(("a", "b", "\ud800")), "expected 1 to 128 characters"),
+        (
+            lambda: Input(
+                name="x",
+                dtype="uint8",
+                shape=("batch", 9, 9, 1),
+                decoder=ImageDecoder(height=8, width=8),
+                units="",
+            ),
+            "the decoder gives",
+        ),
+    ],
+)
+def test_a_manifest_that_contradicts_itself_is_refused(build, why):
+    with pytest.raises(ValueError, match=why):
+        build()
+
+
+def admitted(gates: tuple[Gate, ...]) -> Variant:
+    variant = sound().variants["fp32"].model_dump() | {"admitted": True, "gates": gates}
+    return Variant(**variant)
+
+
+def labelled(labels: tuple[str, ...]) -> Output:
+    return Output(name="x", dtype="float32", shape=("batch", 3), labels=labels, units="")
 
 
 KILLED = """
