@@ -10,6 +10,7 @@ PYTHON     ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 TORCH_INDEX ?=
 EXPERIMENT ?= digits-cnn
 PORT       ?= 8000
+UI_PORT    ?= 5000
 # Passed to pytest: make test ARGS="-k bundle -x"
 ARGS       ?=
 # A worker for each core, whole files to each: a file's tests share what they set up.
@@ -41,6 +42,7 @@ setup: $(STAMP) ## install the pinned dependencies into .venv, once
 
 run: $(STAMP) ## train, prove and track every experiment (only what changed)
 	@test -e .git || $(BIN)/dvc config --local core.no_scm true
+	@$(BIN)/slipway check
 	@$(BIN)/dvc repro
 	@$(BIN)/slipway summary
 
@@ -64,8 +66,8 @@ serve: $(STAMP) ## serve a bundle: make serve EXPERIMENT=digits-cnn PORT=8000
 	  echo "No bundle at bundles/$(EXPERIMENT): 'make run' builds it, EXPERIMENT=name picks another."; exit 1; }
 	@$(BIN)/slipway serve "bundles/$(EXPERIMENT)" --port $(PORT)
 
-ui: $(STAMP) ## open MLflow on this project's runs
-	@$(BIN)/python -m stages.commands.ui
+ui: $(STAMP) ## open MLflow on this project's runs: make ui UI_PORT=5000
+	@$(BIN)/python -m stages.commands.ui --port $(UI_PORT)
 
 bench: $(STAMP) ## run the benchmarks, each in a process of its own
 	@for file in benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python "$$file" || exit 1; done

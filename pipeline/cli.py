@@ -15,6 +15,7 @@ SERVE, TRAIN = "slipway[serve]", "slipway[train]"
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "init": ("stages.commands.init", "Add a ready-made experiment to params.yaml.", TRAIN),
     "summary": ("stages.commands.summary", "What the last run built, and how good it is.", TRAIN),
+    "check": ("stages.commands.check", "Is every setting in params.yaml right?", TRAIN),
     "settings": ("stages.commands.settings", "Every setting an experiment can have.", TRAIN),
     "register": ("stages.commands.register", "Put a proven bundle into a registry.", TRAIN),
     "pull": ("serving.commands.pull", "Fetch a bundle onto this host.", SERVE),

@@ -250,9 +250,8 @@ class _Bar:
 
     def epoch(self, line: dict[str, float], epochs: int) -> None:
         if self.live:
-            self.tqdm.set_postfix(
-                {k: f"{v:.4g}" for k, v in line.items() if k not in ("epoch", "lr")}
-            )
+            self.tqdm.set_description(f"epoch {line['epoch']}/{epochs}", refresh=False)
+            self.tqdm.set_postfix_str(f"validation loss {line['validation_loss']:.4g}")
         else:
             numbers = "  ".join(f"{k} {v:.4g}" for k, v in line.items() if k != "epoch")
             print(f"epoch {line['epoch']}/{epochs}  {numbers}", flush=True)

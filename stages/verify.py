@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from pipeline.proof import Proof
     from serving.runtime import Session
 
+UNREPORTED = {"batch_sizes", "metrics_torch", "metrics_onnx", "tolerance", "ties"}
+"""Of the certificate in the manifest, what `dvc metrics show` has no room for."""
+
 
 @stage
 def command(experiment: Experiment, layout: Layout) -> None:
@@ -43,13 +46,7 @@ def command(experiment: Experiment, layout: Layout) -> None:
     )
     write_atomically(
         layout.parity,
-        canonical_json(
-            {
-                "parity": proven.parity.model_dump(
-                    mode="json", exclude={"batch_sizes", "metrics_torch"}
-                )
-            }
-        ),
+        canonical_json({"parity": proven.parity.model_dump(mode="json", exclude=UNREPORTED)}),
     )
     if not proven.holds:
         raise StageError(

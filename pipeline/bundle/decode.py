@@ -102,7 +102,9 @@ def looks_inverted(decoder: Decoder, payload: bytes) -> bool:
     Judged by its border, which is background in what the model was taught. A guess for a hint,
     never acted on.
     """
-    row = decode(decoder.model_copy(update={"trim": False, "margin": 0}), payload)
+    # Stretched, so that the border is the picture's own and not what it was padded with.
+    plain = {"trim": False, "margin": 0, "fit": "stretch"}
+    row = decode(decoder.model_copy(update=plain), payload)
     border = np.concatenate(
         [row[0].ravel(), row[-1].ravel(), row[:, 0].ravel(), row[:, -1].ravel()]
     )
@@ -206,7 +208,7 @@ def _trim(picture: Image) -> Image:
 
     levels = np.asarray(picture).reshape(picture.height, picture.width, -1)
     border = np.concatenate([levels[0], levels[-1], levels[:, 0], levels[:, -1]])
-    paper = np.median(border, axis=0)
+    paper = np.median(border[:: 1 + len(border) // 4096], axis=0)
     contrast = levels.max() - paper.min()
     if contrast < MIN_CONTRAST:
         return picture
@@ -217,7 +219,9 @@ def _trim(picture: Image) -> Image:
     step = math.ceil(max(picture.size) / TRIM_VIEW) if np.ptp(border, axis=0).any() else 1
     view = np.asarray(picture.convert("L").reduce(step))
     edge = np.concatenate([view[0], view[-1], view[:, 0], view[:, -1]])
-    drawn = Image.fromarray(view > max(25, 2 * np.percentile(edge, 90))).getbbox()
+    drawn = Image.fromarray(
+        view > max(25, 2 * np.percentile(edge[:: 1 + len(edge) // 4096], 90))
+    ).getbbox()
     if drawn is None:
         return picture
     left, top, right, bottom = (step * edge for edge in drawn)

@@ -31,6 +31,11 @@ def command(recipe: str, name: str | None, data: Path | None) -> None:
     except ConfigError as error:
         fail(str(error), 2)
     click.echo(f"added experiments.{added}; next: dvc repro track@{added}")
+    if data is not None:
+        click.echo(
+            "  your own data: say what it is under data.title and data.licence; a small data set "
+            "wants more train.epochs"
+        )
 
 
 def add(recipe: str, name: str, data: Path | None) -> str:
@@ -67,6 +72,8 @@ def entry_of(recipe: str, data: Path | None) -> Any:
         entry["data"]["path"] = str(data)
         for key in ("url", "sha256"):
             entry["data"].pop(key, None)
+        # The recipe tells of its own data; of yours only you can.
+        entry["data"].update(title=f"data of {data}", licence="not stated")
     return entry
 
 
