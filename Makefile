@@ -74,8 +74,8 @@ bench: $(STAMP) ## run the benchmarks, each in a process of its own
 
 # The stamp is written last, so a set-up that failed is taken up again by the next make. `venv` notes
 # the folder it was made in: one copied elsewhere, whose scripts would still run the old place's
-# Python, is seen by that and rebuilt. Bytecode is left to the first import: compiling all of it takes
-# as long as the whole set-up, and a run imports little of it.
+# Python, is seen by that and rebuilt. Bytecode is written at the end, on all cores, rather than by pip
+# on one or by the first import of each of a run's many processes. Some files are templates: no Python.
 MADE_HERE = grep -qsF -- "-m venv --clear $(HOME_OF_VENV)" $(VENV)/pyvenv.cfg
 ifneq ($(shell $(MADE_HERE) && echo yes),yes)
 .PHONY: $(STAMP)
@@ -97,6 +97,8 @@ $(STAMP): $(LOCKS) pyproject.toml
 	@$(PIP) --require-hashes -r requirements/train.txt
 	@$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r requirements/torch.txt
 	@$(PIP) --no-deps --no-build-isolation --editable .
+	@echo "... compiling, so that no run has to ..."
+	@$(BIN)/python -m compileall -qq -j 0 -x '/(tests?|testing)/' $(VENV)/lib || true
 	@touch $@
 	@echo "... ready"
 

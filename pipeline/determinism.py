@@ -14,6 +14,8 @@ def make_deterministic(seed: int, threads: int) -> None:
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.manual_seed(seed)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    # The same switch as `use_deterministic_algorithms(True, warn_only=True)`, which would also load
+    # torch's compiler, a second and more, only to tell it.
+    torch.set_deterministic_debug_mode("warn")
     torch.backends.cudnn.benchmark = False
     torch.set_num_threads(threads or os.cpu_count() or 1)

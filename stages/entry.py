@@ -6,12 +6,14 @@ traceback. Anything else is a defect of ours and keeps its traceback.
 
 from __future__ import annotations
 
+import atexit
 import fcntl
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import click
 
@@ -44,6 +46,25 @@ def stage(run: Callable[[Experiment, Layout], None]) -> click.Command:
             fail(str(error), 1)
 
     return command
+
+
+def main(command: click.Command) -> NoReturn:
+    """Be the whole of a process: do `command`, then end without taking Python's modules apart.
+
+    What libraries registered for the end is done; only the dismantling of torch's thousands of
+    modules is left out, which takes longer than many a stage's own work.
+    """
+    try:
+        command()
+    except SystemExit as leaving:
+        code = leaving.code if isinstance(leaving.code, int) else 0
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:  # nobody reads any more
+            code = code or 1
+    os._exit(code)
 
 
 def chosen(name: str) -> Experiment:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stages.entry import stage
+from stages.entry import main, stage
 from stages.layout import Layout, write_atomically
 from stages.params import Experiment
 
@@ -46,4 +46,4 @@ def command(experiment: Experiment, layout: Layout) -> None:
 
 
 if __name__ == "__main__":
-    command()
+    main(command)

@@ -5,7 +5,7 @@ A process of its own, and one export in it: see `pipeline/export.py`.
 
 from __future__ import annotations
 
-from stages.entry import stage
+from stages.entry import main, stage
 from stages.layout import Layout, write_atomically
 from stages.params import Experiment
 
@@ -43,4 +43,4 @@ def command(experiment: Experiment, layout: Layout) -> None:
 
 
 if __name__ == "__main__":
-    command()
+    main(command)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from stages.entry import stage
+from stages.entry import main, stage
 from stages.layout import Layout
 from stages.params import Experiment
 
@@ -54,4 +54,4 @@ def _write_samples(layout: Layout, manifest: Manifest) -> None:
 
 
 if __name__ == "__main__":
-    command()
+    main(command)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.bundle.manifest import MANIFEST, canonical_json
-from stages.entry import StageError, stage
+from stages.entry import StageError, main, stage
 from stages.layout import Layout, write_atomically
 from stages.live import Policy, policy
 from stages.params import Experiment
@@ -98,7 +98,7 @@ def _measure_if_missing(layout: Layout, digest: str) -> None:
         report = json.loads(layout.latency.read_bytes())
     except (OSError, ValueError):
         report = None
-    if isinstance(report, dict) and report.get("bundle") == digest:
+    if isinstance(report, dict) and report.get("bundles") == [digest]:
         return
     layout.latency.unlink(missing_ok=True)  # another bundle's, or torn
     done = subprocess.run(
@@ -133,4 +133,4 @@ def _tell(experiment: str, name: str, run_id: str, how: str, where: Address) -> 
 
 
 if __name__ == "__main__":
-    command()
+    main(command)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages.entry import exclusive, stage
+from stages.entry import exclusive, main, stage
 from stages.layout import Layout, write_atomically
 from stages.params import Experiment
 
@@ -102,4 +102,4 @@ def train(
 
 
 if __name__ == "__main__":
-    command()
+    main(command)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from stages.entry import StageError, stage
+from stages.entry import StageError, main, stage
 from stages.layout import Layout, write_atomically
 from stages.params import Experiment
 
@@ -143,4 +143,4 @@ def _compare_single_rows(
 
 
 if __name__ == "__main__":
-    command()
+    main(command)

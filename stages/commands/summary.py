@@ -80,7 +80,7 @@ def _latency(layout: Layout, digest: str) -> str:
         report = json.loads(layout.latency.read_bytes())
     except (OSError, ValueError):
         report = {}
-    if not isinstance(report, dict) or report.get("bundle") != digest:
+    if not isinstance(report, dict) or report.get("bundles") != [digest]:
         return f"not measured; run `dvc repro -f -s benchmark@{layout.experiment}`"
     one, many = report["latency"]["batch_1_p50_ms"], report["latency"]["batch_32_rows_per_second"]
     return f"{one:g} ms for one row, {many:,.0f} rows/s in batches of 32 (one thread, this machine)"

@@ -16,6 +16,8 @@ def main() -> None:
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         print(f"warning: no live curves: {reason or type(error).__name__}", file=sys.stderr)
+    sys.stderr.flush()
+    os._exit(0)  # all is written; the training waits for this end, and MLflow's modules are many
 
 
 if __name__ == "__main__" and sys.argv[1:] == ["live"]:

@@ -58,7 +58,7 @@ class State:
 
     def measure(self, milliseconds: float, digest: str | None = None) -> None:
         """What `benchmark` would have written."""
-        report = {"bundle": digest or self.digest, "latency": {"batch_1_p50_ms": milliseconds}}
+        report = {"bundles": [digest or self.digest], "latency": {"batch_1_p50_ms": milliseconds}}
         (self.folder / "reports" / EXPERIMENT / "latency.json").write_text(json.dumps(report))
 
     def lock(self, seed: int) -> None:

@@ -65,7 +65,7 @@ def test_first_run_leaves_bundle_reports_and_one_run(finished: Project) -> None:
     reports = finished.folder / "reports" / QUICK
     assert json.loads((reports / "metrics.json").read_text())["test"]["accuracy"] > 0.5
     assert (reports / "samples" / "7.png").is_file()
-    assert json.loads((reports / "latency.json").read_text())["bundle"] == run["bundle"]
+    assert json.loads((reports / "latency.json").read_text())["bundles"] == [run["bundle"]]
 
 
 def test_second_run_only_tracks_and_wakes_neither_torch_nor_mlflow(project: Project) -> None:
