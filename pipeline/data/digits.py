@@ -32,7 +32,9 @@ class Config(Section):
 
 def load(config: Config, root: Path) -> RawData:
     """All 1,797 rows: `image` uint8 `[1797, 8, 8, 1]`, strokes bright on black, labels '0' to '9'."""
-    table = np.loadtxt(_file(), delimiter=",", dtype=np.uint8)  # 64 counts and the digit, a row each
+    table = np.loadtxt(
+        _file(), delimiter=",", dtype=np.uint8
+    )  # 64 counts and the digit, a row each
     counts = table[:, :-1].reshape(-1, 8, 8, 1)
     image = np.round(counts * (255 / 16)).astype(np.uint8)
     decoder = ImageDecoder(height=8, width=8, channels=1, fit="pad", filter="box", trim=True)
