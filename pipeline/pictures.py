@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -170,7 +170,7 @@ def _figure(
     columns: int = 1,
     kind: str = "svg",
     title: str | None = None,
-    room: Mapping[str, float] | None = None,
+    room: dict[str, Any] | None = None,
 ) -> bytes:
     """Draw on a list of axes and save without dates or random ids. Sizes are in inches.
 
