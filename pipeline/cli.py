@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.util
 from collections.abc import Mapping
 from typing import Any
 
 import click
 
 SERVE, TRAIN = "slipway[serve]", "slipway[train]"
+HALVES = {SERVE: "serving", TRAIN: "training"}
 
 # name: (module with a click command called `command`, one line of help, extra it needs)
 COMMANDS: dict[str, tuple[str, str, str]] = {
@@ -71,10 +73,22 @@ class Table(click.Group):
             formatter.write_dl([(name, line) for name, (_, line, _) in self._table.items()])
 
 
+def can_train() -> bool:
+    """Whether the training half is installed here; nothing of it is imported."""
+    return all(importlib.util.find_spec(name) for name in ("torch", "dvc", "mlflow"))
+
+
 def _missing(name: str, module: str, extra: str) -> str:
+    half = HALVES[extra]
     if module.partition(".")[0] in ("pipeline", "stages", "serving"):
-        return f"'{name}' is not part of this installation (there is no {module})"
-    return f"'{name}' needs the package {module!r}: pip install '{extra}'"
+        return (
+            f"'{name}' is not part of this installation (there is no {module}); it needs the "
+            f"{half} half: pip install '{extra}'"
+        )
+    return (
+        f"'{name}' needs the {half} half, which is not whole here (there is no package "
+        f"{module!r}): pip install '{extra}'"
+    )
 
 
 @click.command(

@@ -78,8 +78,9 @@ class Registry:
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise PullError(
                 f"MLFLOW_TRACKING_URI is {uri or 'not set'}; a registry is asked over HTTP. "
-                "Start one with `make ui` and set MLFLOW_TRACKING_URI=http://127.0.0.1:5000, "
-                "or pull the bundle's folder: slipway pull bundles/NAME --to REPOSITORY"
+                "Set it to the MLflow server of where the model was trained; on that machine "
+                "`make ui` starts one (http://127.0.0.1:5000). "
+                "Or pull the bundle's folder: slipway pull bundles/NAME --to REPOSITORY"
             )
         user = os.environ.get("MLFLOW_TRACKING_USERNAME") or urllib.parse.unquote(
             parts.username or ""

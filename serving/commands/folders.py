@@ -9,6 +9,7 @@ from typing import NoReturn
 import click
 
 from pipeline.bundle.manifest import MANIFEST
+from pipeline.cli import can_train
 
 PROJECT_BUNDLES = Path("bundles")
 """Where a project keeps what it built, relative to its folder."""
@@ -26,10 +27,20 @@ def resolve_bundle(text: str) -> Path:
     if len(path.parts) == 1 and beside.is_dir():
         return beside
     known = sorted(p.parent.name for p in PROJECT_BUNDLES.glob(f"*/{MANIFEST}"))
-    hint = f"; bundles here: {', '.join(known)}" if known else ""
+    hint = f"bundles here: {', '.join(known)}" if known else how_to_get_one()
     if path.exists():
         raise click.UsageError(f"{text}: not a folder; a bundle is a folder with a {MANIFEST}")
-    raise click.UsageError(f"{text}: no such folder, and no {beside}{hint}")
+    raise click.UsageError(f"{text}: no such folder, and no {beside}; {hint}")
+
+
+def how_to_get_one() -> str:
+    """The way to a bundle from here: a host has none of what builds one."""
+    if can_train():
+        return "build it in its project: dvc repro"
+    return (
+        "fetch it from where it was built: slipway pull models:/NAME@ALIAS --to REPOSITORY "
+        "(to build one here needs the training half: pip install 'slipway[train]')"
+    )
 
 
 def fail(message: object) -> NoReturn:

@@ -14,9 +14,10 @@ from urllib.parse import quote, urlsplit
 import click
 from pydantic import ValidationError
 
-from pipeline.bundle.decode import DecodeError, Decoder, ImageDecoder, decode, looks_inverted
+from pipeline.bundle.decode import DecodeError, Decoder, ImageDecoder, decode
 from pipeline.bundle.manifest import Bundle, BundleError, read
 from serving.commands.folders import fail, resolve_bundle
+from serving.commands.hints import hint
 
 TIMEOUT_SECONDS = 30
 BAR_WIDTH = 24
@@ -50,12 +51,8 @@ def command(where: str, file: str, invert: bool, as_json: bool) -> None:
         click.echo(json.dumps({"label": label, "probabilities": probabilities}, ensure_ascii=False))
     else:
         click.echo(drawn(label, probabilities))
-    if not invert and decoder is not None and _seems_inverted(decoder, payload):
-        click.echo(
-            "hint: the picture looks dark on light, and the model learned light on dark; "
-            "try --invert",
-            err=True,
-        )
+    if decoder is not None and (told := hint(decoder, payload, invert=invert)):
+        click.echo(f"hint: {told}", err=True)
 
 
 def ask_bundle(
@@ -163,10 +160,3 @@ def _told(body: bytes) -> str:
         return str(json.loads(body)["error"])
     except (ValueError, KeyError, TypeError):
         return body[:200].decode(errors="replace")
-
-
-def _seems_inverted(decoder: Decoder, payload: bytes) -> bool:
-    try:
-        return looks_inverted(decoder, payload)
-    except DecodeError:
-        return False

@@ -75,7 +75,8 @@ def _from_folder(source: str, repository: Path) -> str:
     if folder is None:
         raise PullError(
             f"{source}: neither a bundle's folder nor the name of one in bundles/; "
-            "from a registry it is models:/NAME@ALIAS or models:/NAME/VERSION"
+            "from a registry it is models:/NAME@ALIAS or models:/NAME/VERSION, "
+            "where `slipway register` put it on the machine that trains"
         )
     bundle = read(folder)
     name = bundle.manifest.name

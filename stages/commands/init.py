@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import io
+from itertools import takewhile
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 import click
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from pipeline.bundle.manifest import MODEL_NAME
 from pipeline.config import ConfigError, suggestion
 from stages.entry import fail
 from stages.layout import Layout, write_atomically
-from stages.params import PARAMS, load
+from stages.params import PARAMS, load, read
 
 RECIPES = Path("recipes")
 GRAPH = Path("dvc.yaml")
+INDENT = 2
+"""Spaces by which the shipped `params.yaml` sets one level off from another."""
 
 
 @click.command(name="init")
@@ -39,30 +45,78 @@ def command(recipe: str, name: str | None, data: Path | None) -> None:
 
 
 def add(recipe: str, name: str, data: Path | None) -> str:
-    """Add a recipe as experiment `name`, keeping the files' comments. Raises `ConfigError`."""
+    """Add a recipe as experiment `name`; what the files hold stays as it is, to the byte.
+
+    Raises `ConfigError`, with nothing changed.
+    """
     if not MODEL_NAME.fullmatch(name):
         raise ConfigError(f"--name: 1 to 64 letters, digits, '-' or '_', got {name!r}")
+    experiments = read(PARAMS).get("experiments") or {}
+    if not isinstance(experiments, dict):
+        raise ConfigError(f"experiments: expected a mapping of experiments, got {experiments!r}")
     entry = entry_of(recipe, data)
-    before = PARAMS.read_bytes()
-    params = _yaml().load(before.decode())
-    if name in params["experiments"]:
+    if name in experiments:
         raise ConfigError(f"experiments.{name}: already there; choose another --name")
-    params["experiments"][name] = entry
-    write_atomically(PARAMS, _dump(params))
+    before = PARAMS.read_bytes()
+    text = _dump(entry).decode()
+    if data is not None:
+        text = text[_end_of_heading(text) :]  # the heading tells of the recipe's own data
+    wanted = {"experiments": {**experiments, name: _plain(text)}}
+    write_atomically(PARAMS, _with_experiment(before.decode(), name, text, wanted))
     try:
         load()
     except ConfigError:
         write_atomically(PARAMS, before)
         raise
-    graph = _yaml().load(GRAPH)
-    graph.setdefault("metrics", []).append(str(Layout(name).latency))
-    write_atomically(GRAPH, _dump(graph))
+    _show_latency(name)
     return name
+
+
+def _with_experiment(before: str, name: str, text: str, wanted: dict[str, Any]) -> bytes:
+    """`params.yaml` with the experiment below the others, as a person would have written it.
+
+    A file that is laid out otherwise (flow style, other keys below) is written anew.
+    """
+    split = _end_of_heading(text)
+    entry = f"\n{text[:split]}{name}:\n{indent(text[split:], ' ' * INDENT)}"
+    written = f"{before.rstrip()}\n{indent(entry, ' ' * INDENT)}"
+    try:
+        if _plain(written) == wanted:
+            return written.encode()
+    except YAMLError:
+        pass
+    document = _yaml().load(before)
+    document["experiments"] = document.get("experiments") or {}
+    document["experiments"][name] = _yaml().load(text)
+    return _dump(document)
+
+
+def _end_of_heading(text: str) -> int:
+    """Where a recipe's settings begin, below the comment on its top."""
+    lines = text.splitlines(keepends=True)
+    return sum(len(line) for line in takewhile(lambda line: line[0] in "#\n", lines))
+
+
+def _show_latency(name: str) -> None:
+    """A line for `dvc metrics show`, at the end of the list that ends `dvc.yaml`."""
+    before, line = GRAPH.read_text(), str(Layout(name).latency)
+    graph = _yaml().load(before)
+    graph.setdefault("metrics", []).append(line)
+    written = f"{before.rstrip()}\n  - {line}\n"
+    try:
+        if _plain(written) == _plain(_dump(graph).decode()):
+            write_atomically(GRAPH, written.encode())
+            return
+    except YAMLError:
+        pass
+    write_atomically(GRAPH, _dump(graph))
 
 
 def entry_of(recipe: str, data: Path | None) -> Any:
     """A recipe's sections, reading `data` where it is given. Raises `ConfigError`."""
     known = sorted(path.stem for path in RECIPES.glob("*.yaml"))
+    if not known:
+        raise ConfigError(f"{RECIPES}/: no recipes; run this in the project's folder")
     if recipe not in known:
         raise ConfigError(f"recipes/: no {recipe!r}{suggestion(recipe, known)}")
     entry = _yaml().load(RECIPES / f"{recipe}.yaml")
@@ -82,9 +136,11 @@ def write_params(path: Path, experiments: dict[str, Any]) -> None:
     write_atomically(path, _dump({"experiments": experiments}))
 
 
-def _yaml() -> Any:
-    from ruamel.yaml import YAML
+def _plain(text: str) -> Any:
+    return YAML(typ="safe", pure=True).load(text)
 
+
+def _yaml() -> YAML:
     yaml = YAML()
     yaml.indent(mapping=2, sequence=4, offset=2)
     yaml.width = 4096

@@ -159,6 +159,55 @@ def test_ink_on_paper(one_model: Live, bundle: Path) -> None:
         assert json.loads(inverted.stdout) == json.loads(original.stdout)
 
 
+def png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def strokes_on_nothing(level: int) -> bytes:
+    """A transparent picture with strokes of one grey level, as drawing programs save them."""
+    image = Image.new("LA", (60, 40), (level, 0))
+    image.paste((level, 255), (25, 5, 32, 35))
+    return png(image)
+
+
+WHITE, BLACK = png(Image.new("L", (60, 40), 255)), png(Image.new("L", (8, 8), 0))
+
+
+@pytest.mark.parametrize(
+    ("payload", "options", "told"),
+    [
+        (strokes_on_nothing(0), (), "black (level 0 of 255) all over; try --invert"),
+        (strokes_on_nothing(0), ("--invert",), None),
+        (strokes_on_nothing(255), ("--invert",), "all over; leave out --invert"),
+        (strokes_on_nothing(255), (), None),
+        (WHITE, (), "white (level 255 of 255) all over, with --invert and without"),
+        (WHITE, ("--invert",), "black (level 0 of 255) all over, with --invert and without"),
+        (BLACK, (), "black (level 0 of 255) all over, with --invert and without"),
+        (png(Image.new("RGB", (9, 9), (90, 90, 90))), (), "grey (level 90 of 255)"),
+    ],
+)
+def test_a_picture_with_nothing_drawn(
+    one_model: Live, bundle: Path, payload: bytes, options: tuple[str, ...], told: str | None
+) -> None:
+    for where in (bundle, f"http://127.0.0.1:{one_model.port}"):
+        result = slipway("predict", where, "-", "--json", *options, given=payload)
+        assert result.exit_code == 0 and json.loads(result.stdout)["label"]
+        if told is None:
+            assert result.stderr == ""
+        else:
+            (line,) = result.stderr.splitlines()
+            assert line.startswith("hint: nothing is drawn") and told in line
+
+
+def test_a_stroke_too_thin_for_the_model(bundle: Path) -> None:
+    page = Image.new("L", (400, 400), 0)
+    page.paste(255, (200, 100, 202, 300))
+    result = slipway("predict", bundle, "-", given=png(page))
+    assert result.exit_code == 0 and "at the model's 8x8 pixels" in result.stderr
+
+
 def test_curl_works_as_people_type_it(one_model: Live) -> None:
     for type_ in ("", "image/png", "application/octet-stream", "application/x-www-form-urlencoded"):
         headers = {"Content-Type": type_} if type_ else {}
