@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import Field, ValidationError
 
 from pipeline.bundle.manifest import Input, canonical_json, check_labels, sha256
-from pipeline.config import Section
+from pipeline.config import ConfigError, Section
 
 SPLITS = ("train", "validation", "test")
 TARGET = "target"
@@ -160,8 +160,8 @@ def assign(
         member[given_test] = SPLITS.index("test")
     shares = {"validation": split.validation, "test": 0.0 if given_test is not None else split.test}
     if sum(shares.values()) >= 1:
-        raise DataError(
-            f"split: validation and test take {sum(shares.values())}, nothing is left to train"
+        raise ConfigError(
+            f"data.split: validation and test take {sum(shares.values())}, nothing is left to train"
         )
     for label in np.unique(target):
         rows = np.flatnonzero((target == label) & (member == 0))

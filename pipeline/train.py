@@ -6,6 +6,7 @@ Torch wakes inside the functions, so that the settings below can be checked with
 from __future__ import annotations
 
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -43,7 +44,7 @@ class Config(Section):
     """How an experiment is trained."""
 
     lr: float = Field(gt=0, description="peak learning rate")
-    epochs: int = Field(ge=1, description="passes over the training split")
+    epochs: int = Field(ge=1, le=1_000_000, description="passes over the training split")
     batch_size: int = Field(ge=1, description="rows; a last, smaller batch of an epoch is dropped")
     seed: int = Field(
         0, ge=0, lt=1 << 32, description="of weights, order, augmentation and dropout"
@@ -118,6 +119,11 @@ def fit(
         raise ConfigError(
             f"train.batch_size: {config.batch_size} rows, but only {len(train)} to train on"
         )
+    if config.batch_size == 1 and _normalises_batches(network):
+        raise ConfigError(
+            "train.batch_size: 1 row, which batch normalisation has nothing to compare with; "
+            "set it to 2 or more, or model.batch_norm to false"
+        )
     device = next(network.parameters()).device
     optimiser = optimise.build(config.optimiser, config.lr, network)
     progress = Progress()
@@ -149,7 +155,7 @@ def fit(
             (value + optimise.penalty(config.penalty, network)).backward()
             if config.clip_norm:
                 torch.nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm)
-            optimiser.step()
+            _step(optimiser, progress.epoch, config.lr * share)
             bar.step()
         line = _line(progress.epoch, config.lr * share, float(losses) / steps_per_epoch)
         scores = score(network, validation)
@@ -175,6 +181,25 @@ def fit(
     progress.finished = True
     save_state(folder / "last.pt", _state(key, network, optimiser, progress))
     return progress
+
+
+def _normalises_batches(network: nn.Module) -> bool:
+    from torch import nn
+
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    return any(isinstance(part, kinds) for part in network.modules())
+
+
+def _step(optimiser: torch.optim.Optimizer, epoch: int, lr: float) -> None:
+    """One step. Raises `TrainingError` where it is too large to be a float32."""
+    try:
+        optimiser.step()
+    except RuntimeError as error:
+        if "overflow" not in str(error):
+            raise
+        raise TrainingError(
+            f"a step of epoch {epoch} is beyond what float32 holds (lr {lr:.3g}); lower train.lr"
+        ) from None
 
 
 def _shuffled(
@@ -237,12 +262,16 @@ def _restore(state: dict[str, Any], network: nn.Module, optimiser: torch.optim.O
 
 
 class _Bar:
-    """A live bar on a terminal, one plain line per epoch elsewhere."""
+    """A live bar on a terminal, one plain line per epoch elsewhere.
+
+    A terminal that says it has no columns (a serial line, a build machine's) would show an empty
+    bar, so it counts as elsewhere.
+    """
 
     def __init__(self, total: int, done: int) -> None:
         from tqdm import tqdm
 
-        self.live = sys.stderr.isatty()
+        self.live = sys.stderr.isatty() and _columns() > 0
         self.tqdm = tqdm(total=total, initial=done, unit="step", disable=not self.live, leave=True)
 
     def step(self) -> None:
@@ -258,3 +287,10 @@ class _Bar:
 
     def close(self) -> None:
         self.tqdm.close()
+
+
+def _columns() -> int:
+    """The width of the terminal that standard error is."""
+    if os.environ.get("COLUMNS") == "0":
+        return 0
+    return os.get_terminal_size(sys.stderr.fileno()).columns

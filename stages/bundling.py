@@ -26,15 +26,20 @@ def bundle(
     task: Any,
     proven: proof.Proof,
     answers: Mapping[str, np.ndarray],
+    graph: bytes,
 ) -> str:
-    """Write `layout.bundle` and return its digest; a bundle that was there before is replaced."""
+    """Write `layout.bundle` and return its digest; a bundle that was there before is replaced.
+
+    `graph` is what was proven, `answers` what it gave over the test split.
+    """
     outputs = task.declared()
     versions = {package: version(package) for package in VERSIONS}
     scores = proven.parity.metrics_onnx
-    rows = golden.unpack(layout.golden.read_bytes())[0]
+    golden_rows = layout.golden.read_bytes()
+    rows = golden.unpack(golden_rows)[0]
     contents = {
-        "model.onnx": layout.graph.read_bytes(),
-        "golden.npz": layout.golden.read_bytes(),
+        "model.onnx": graph,
+        "golden.npz": golden_rows,
         "profile.json": canonical_json(
             profile(prepared.read(layout.data, "train"), data.labels, answers)
         ),

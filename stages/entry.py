@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import fcntl
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ import click
 from pipeline.bundle.manifest import BundleError
 from pipeline.config import ConfigError
 from stages.layout import Layout
-from stages.params import Experiment, load
+from stages.params import SECTIONS, Experiment, load
 
 
 class StageError(RuntimeError):
@@ -39,7 +40,7 @@ def stage(run: Callable[[Experiment, Layout], None]) -> click.Command:
         try:
             run(chosen(experiment), Layout(experiment))
         except ConfigError as error:
-            fail(str(error), 2)
+            fail(placed(str(error), experiment), 2)
         except Exception as error:
             if not isinstance(error, _foreseen()):
                 raise
@@ -73,6 +74,17 @@ def chosen(name: str) -> Experiment:
     if name not in experiments:
         raise ConfigError(f"experiments: no {name!r}; there are {', '.join(experiments)}")
     return experiments[name]
+
+
+def placed(mistakes: str, experiment: str) -> str:
+    """The lines of a `ConfigError`, each setting by its whole path.
+
+    Below the stages nobody knows the experiment's name: there it is `train.lr`.
+    """
+    return "\n".join(
+        f"experiments.{experiment}.{line}" if re.split(r"\W", line)[0] in SECTIONS else line
+        for line in mistakes.splitlines()
+    )
 
 
 @contextmanager

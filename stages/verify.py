@@ -10,6 +10,7 @@ from stages.params import Experiment
 
 if TYPE_CHECKING:
     import numpy as np
+    from onnx import ModelProto
 
     from pipeline.prepared import Manifest, Rows
     from pipeline.proof import Proof
@@ -23,6 +24,7 @@ UNREPORTED = {"batch_sizes", "metrics_torch", "metrics_onnx", "tolerance", "ties
 def command(experiment: Experiment, layout: Layout) -> None:
     """Prove EXPERIMENT's export and write its bundle."""
     import numpy as np
+    import onnx
 
     from pipeline import evaluate, prepared, proof
     from pipeline.bundle.manifest import canonical_json
@@ -31,9 +33,11 @@ def command(experiment: Experiment, layout: Layout) -> None:
 
     manifest = prepared.read_manifest(layout.data)
     rows = prepared.read(layout.data, "test")
-    reference = _answers_of(layout)
+    graph = layout.graph.read_bytes()  # once: what is proven is what is bundled
     task = experiment.task.module.Task(experiment.task.config, manifest.labels)
-    session = open_session(layout.graph.read_bytes())
+    session = open_session(graph)
+    model = onnx.load_from_string(graph)
+    reference = _answers_of(layout, model)
     answers = evaluate.answers(session.run, rows, batch=proof.BATCH_SIZES[0])
     _compare_single_rows(session, rows, answers, reference)
 
@@ -53,22 +57,19 @@ def command(experiment: Experiment, layout: Layout) -> None:
             f"the export does not answer as the trained network does; no bundle was written\n"
             f"{proven.failures()}"
         )
-    _check_graph(experiment, layout, manifest, task)
+    _check_graph(experiment, model, manifest, task)
     _replay_golden(session, layout, proven)
-    digest = bundle(experiment, layout, manifest, task, proven, answers)
+    digest = bundle(experiment, layout, manifest, task, proven, answers, graph)
     worst = max(proven.parity.max_abs_difference.values())
     print(
         f"proven over {len(rows)} rows, largest difference {worst:.2g}; {layout.bundle} is bundle {digest}"
     )
 
 
-def _check_graph(experiment: Experiment, layout: Layout, data: Manifest, task: Any) -> None:
+def _check_graph(experiment: Experiment, model: ModelProto, data: Manifest, task: Any) -> None:
     """What the graph says of itself must be what was asked for. Raises `ExportError`."""
-    import onnx
-
     from pipeline import export
 
-    model = onnx.load_from_string(layout.graph.read_bytes())
     export.check(model, data.inputs, task.declared(), experiment.export.opset)
     export.check_metadata(model, export.metadata(experiment.name, task.config.name, data.labels))
 
@@ -90,9 +91,8 @@ def _replay_golden(session: Session, layout: Layout, proven: Proof) -> None:
             )
 
 
-def _answers_of(layout: Layout) -> dict[str, np.ndarray]:
+def _answers_of(layout: Layout, model: ModelProto) -> dict[str, np.ndarray]:
     """Torch's answers. Raises `StageError` where they, or the graph, are of other weights."""
-    import onnx
     from safetensors import safe_open
     from safetensors.numpy import load_file
 
@@ -101,7 +101,6 @@ def _answers_of(layout: Layout) -> dict[str, np.ndarray]:
     weights = sha256(layout.weights.read_bytes())
     with safe_open(layout.answers, "np") as answers:
         said = (answers.metadata() or {}).get("weights")
-    model = onnx.load_from_string(layout.graph.read_bytes())
     exported = {entry.key: entry.value for entry in model.metadata_props}.get("slipway.weights")
     for path, found in ((layout.answers, said), (layout.graph, exported)):
         if found != weights:

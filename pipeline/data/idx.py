@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 
 from pipeline.bundle.decode import Fit, ImageDecoder
 from pipeline.bundle.manifest import Input
-from pipeline.config import Section
+from pipeline.config import ConfigError, Section
 from pipeline.prepared import DataError, RawData, Split
 
 FILES = (
@@ -57,7 +57,8 @@ class Config(Section):
 def load(config: Config, root: Path) -> RawData:
     """Both parts together, the second marked as the given test set.
 
-    `image` is uint8 `[rows, height, width, 1]`. Raises `DataError` naming the file.
+    `image` is uint8 `[rows, height, width, 1]`. Raises `DataError` naming the file, or
+    `ConfigError` where `fit` asks for more than the pictures hold.
     """
     files = _fetch(config) if config.url else _find(root / config.path)
     train, test = read(files[0], axes=3), read(files[2], axes=3)
@@ -73,7 +74,7 @@ def load(config: Config, root: Path) -> RawData:
         )
     height, width = train.shape[1:]
     if 2 * config.fit.margin >= min(height, width):
-        raise DataError(
+        raise ConfigError(
             f"data.fit.margin: {config.fit.margin} pixels on each side leave nothing of "
             f"pictures of {height}x{width} ({files[0]})"
         )

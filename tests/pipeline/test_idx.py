@@ -132,7 +132,7 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 def test_a_margin_that_leaves_no_picture_is_refused(tmp_path):
-    with pytest.raises(DataError, match=r"data\.fit\.margin: 3 pixels"):
+    with pytest.raises(ConfigError, match=r"data\.fit\.margin: 3 pixels"):
         idx.load(config(fit={"margin": 3}), write_set(tmp_path))
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from pipeline import prepared
 from pipeline.bundle.manifest import Input
+from pipeline.config import ConfigError
 from pipeline.prepared import SPLITS, DataError, RawData, Rows, Split
 
 LABELS = tuple("abc")
@@ -147,7 +148,8 @@ def test_a_class_without_rows_in_one_split_is_refused(tmp_path):
 
 
 def test_shares_that_leave_nothing_to_train_are_refused(tmp_path):
-    assert "nothing is left to train" in refusal(raw_data(), tmp_path, validation=0.5, test=0.5)
+    with pytest.raises(ConfigError, match=r"data\.split: .* nothing is left to train"):
+        prepare(raw_data(), tmp_path, validation=0.5, test=0.5)
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
+import os
+import pty
 import random
 import signal
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import numpy as np
@@ -210,6 +216,51 @@ def test_a_batch_larger_than_the_data_is_refused(digits, tmp_path):
         ConfigError, match=r"train\.batch_size: 5000 rows, but only 12\d\d to train"
     ):
         train(digits, tmp_path, {"train.batch_size": 5000})
+
+
+@pytest.mark.parametrize("model", ["mlp", "cnn"])
+def test_batch_normalisation_over_one_row_is_refused(digits, tmp_path, model):
+    alone = {"model.name": model, "model.batch_norm": True, "train.batch_size": 1}
+    with pytest.raises(ConfigError, match=r"train\.batch_size: 1 row, .* model\.batch_norm"):
+        train(digits, tmp_path, alone)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("optimiser", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("lr", [1e38, 1e300])
+def test_a_learning_rate_beyond_float32_ends_in_a_sentence(digits, tmp_path, optimiser, lr):
+    settings = {"train.lr": lr, "train.optimiser.name": optimiser}
+    with pytest.raises(
+        TrainingError, match=r"in epoch 1 .*lower train\.lr|of epoch 1 .*lower train\.lr"
+    ):
+        train(digits, tmp_path, settings)
+
+
+@pytest.mark.parametrize(
+    ("columns", "environment", "bar"),
+    [(80, {}, True), (0, {}, False), (80, {"COLUMNS": "0"}, False)],
+)
+def test_a_terminal_without_columns_gets_plain_lines(digits, tmp_path, columns, environment, bar):
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    shown = b""
+    settings = json.dumps({"train.epochs": 3})
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.pipeline.training", digits, tmp_path, settings, "9", "0"],
+        cwd=Path(__file__).parents[2],
+        env={k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")} | environment,
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    with contextlib.suppress(OSError):  # the other end is closed
+        while chunk := os.read(ours, 1 << 16):
+            shown += chunk
+    os.close(ours)
+    lines = process.communicate()[0].decode().splitlines()
+    assert process.returncode == 0
+    assert (b"epoch 3/3" in shown) == bar
+    assert any(line.startswith("epoch 3/3  lr ") for line in lines) == (not bar)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

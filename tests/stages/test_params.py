@@ -278,3 +278,67 @@ def test_work_that_cannot_be_done_is_told_without_a_traceback(tmp_path):
     done = run_stage("evaluate", tmp_path)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "no prepared data; run `dvc repro`" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def prepared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which `train` is the next stage; small pictures of another data set beside."""
+    folder = tmp_path_factory.mktemp("prepared")
+    (folder / "params.yaml").write_text(SHIPPED)
+    (folder / "data" / "builtin").mkdir(parents=True)
+    assert run_stage("prepare", folder).returncode == 0
+    for name, rows in (("train", 40), ("t10k", 10)):
+        head = b"".join(number.to_bytes(4, "big") for number in (rows, 4, 4))
+        images = b"\0\0\x08\x03" + head + bytes(range(16)) * rows
+        labels = b"\0\0\x08\x01" + rows.to_bytes(4, "big") + bytes(i % 10 for i in range(rows))
+        (folder / f"{name}-images-idx3-ubyte").write_bytes(images)
+        (folder / f"{name}-labels-idx1-ubyte").write_bytes(labels)
+    return folder
+
+
+SMALL = {"name": "idx", "path": ".", "title": "t", "licence": "l", "fit": {"margin": 2}}
+
+
+@pytest.mark.parametrize(
+    ("stage", "path", "value", "message"),
+    [
+        ("prepare", "data.split.test", 0.95, "data.split: validation and test take 1.05, nothing"),
+        ("prepare", "data", SMALL, "data.fit.margin: 2 pixels on each side leave nothing of"),
+        ("train", "train.batch_size", 1, "train.batch_size: 1 row, which batch normalisation"),
+        ("train", "train.batch_size", 5000, "train.batch_size: 5000 rows, but only"),
+        ("train", "model.depth", 5, "model.depth: 5 stages halve 8x8 pixels to nothing"),
+        ("train", "train.device", "cuda", "train.device: 'cuda' asked for, but torch"),
+    ],
+)
+def test_what_only_the_work_can_tell_has_its_whole_path(
+    prepared_folder, stage, path, value, message
+):
+    import torch
+
+    if value == "cuda" and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    (prepared_folder / "params.yaml").write_text(with_setting(path, value))
+    done = run_stage(stage, prepared_folder)
+    told = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
+    assert done.returncode == 2
+    assert [line for line in told if line.startswith("error: ")] == told[-1:]
+    assert told[-1].startswith(f"error: {AT}.{message}")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_learning_rate_beyond_all_bounds_is_told_in_a_sentence(prepared_folder):
+    text = with_setting("train.lr", 1e300).replace("adamw", "adam")
+    (prepared_folder / "params.yaml").write_text(text.replace(', "weight_decay": 0.05', ""))
+    done = run_stage("train", prepared_folder)
+    told = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert told[-1].startswith("error: a step of epoch 1 is beyond what float32 holds")
+
+
+def test_every_line_gets_its_path_once_and_other_lines_none():
+    from stages.entry import placed
+
+    assert placed("train.lr: high\nmodel: none\nSLIPWAY_TRACKING: typo", "one") == (
+        "experiments.one.train.lr: high\nexperiments.one.model: none\nSLIPWAY_TRACKING: typo"
+    )
+    assert placed("experiments.one.train.lr: high", "one") == "experiments.one.train.lr: high"
