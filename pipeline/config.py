@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import to_json
@@ -59,10 +59,17 @@ def _line(section: type[Section], path: str, error: Any) -> str:
 
 def _section_at(section: type[BaseModel], steps: tuple[Any, ...]) -> type[BaseModel]:
     """The class of the nested section that `steps` lead to."""
-    for step in steps:
+    named = iter(steps)
+    for step in named:
         field = section.model_fields.get(str(step))
-        if field is None or not isinstance(field.annotation, type):
+        if field is None:
             break
-        if issubclass(field.annotation, BaseModel):
-            section = field.annotation
+        kind = field.annotation
+        if get_origin(kind) is dict:  # sections by name: the next step is a name
+            kind = get_args(kind)[1]
+            next(named, None)
+        if not isinstance(kind, type):
+            break
+        if issubclass(kind, BaseModel):
+            section = kind
     return section

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import uvloop
 
-from serving.config import HttpSettings, Settings, check_address
+from serving.changes import Changes
+from serving.config import HttpSettings, Settings, check_address, check_control
+from serving.control import Control, watch
 from serving.dataplane import DataPlane
 from serving.errors import ModelRefused
 from serving.http import HttpServer
@@ -30,6 +32,7 @@ def serve(path: Path, settings: Settings) -> None:
     Raises `StartError`, `ModelRefused` or `ConfigError`; returns after SIGTERM or SIGINT.
     """
     check_address(settings.http)
+    check_control(settings)
     repository = Repository(path, settings)
     with bound(settings.http) as sock, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_run(repository, settings, sock))
@@ -40,9 +43,13 @@ async def _run(repository: Repository, settings: Settings, sock: socket.socket) 
     plane = DataPlane(repository)
     door = Rest(plane, settings.http.json_bytes)
     server = HttpServer(door, settings.http, AccessLog(settings.http.access_log))
+    changes = Changes(repository)
+    control = Control(changes)
 
     stop = _signalled()
     await server.start(sock)
+    operators = await _control_door(plane, control, settings)
+    watching = asyncio.ensure_future(_watch(control, settings))
     try:
         # In a thread, so that health answers meanwhile: live at once, ready when the proof is done.
         loading = asyncio.get_running_loop().run_in_executor(None, repository.load_all)
@@ -55,13 +62,39 @@ async def _run(repository: Repository, settings: Settings, sock: socket.socket) 
             await asyncio.sleep(settings.notice_seconds)
         if not await server.drain(settings.drain_seconds):
             log("warning", "requests were cut off", after_seconds=settings.drain_seconds)
-        if not loading.done():
+        if not loading.done() or changes.under_way:
             os._exit(0)  # a load cannot be interrupted, and nobody waits for it any more
     except ModelRefused:
         await server.drain(0)
         raise
     finally:
+        watching.cancel()
+        if operators:
+            await operators.drain(0)
+        changes.close()
         repository.close()
+
+
+async def _control_door(
+    plane: DataPlane, control: Control, settings: Settings
+) -> HttpServer | None:
+    """The listener that loads and unloads, where one is asked for. Raises `StartError`."""
+    if settings.control.port is None:
+        return None
+    place = settings.http.model_copy(
+        update={"host": settings.control.host, "port": settings.control.port}
+    )
+    sock = bound(place)
+    door = Rest(plane, place.json_bytes, control)
+    server = HttpServer(door, place, AccessLog(place.access_log))
+    await server.start(sock)
+    print(f"control: load and unload on {_url(sock)}", file=sys.stderr, flush=True)
+    return server
+
+
+async def _watch(control: Control, settings: Settings) -> None:
+    if settings.repository.poll_seconds:
+        await watch(control, settings.repository.poll_seconds)
 
 
 def bound(settings: HttpSettings) -> socket.socket:
@@ -110,13 +143,20 @@ def _signalled() -> asyncio.Future[None]:
 
 
 def _announce(repository: Repository, sock: socket.socket) -> None:
+    address = _url(sock)
+    ready = [slot for slot in repository.slots() if slot.state is State.READY and slot.model]
+    for slot in ready:
+        assert slot.model
+        digest = slot.model.bundle.digest[:12]
+        print(
+            f"ready: {slot.name} version {slot.version} (bundle {digest}...) on {address}",
+            file=sys.stderr,
+            flush=True,
+        )
+    if not ready:
+        print(f"ready: no model yet, on {address}", file=sys.stderr, flush=True)
+
+
+def _url(sock: socket.socket) -> str:
     host, port = sock.getsockname()[:2]
-    address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    for slot in repository.slots():
-        if slot.state is State.READY and slot.model:
-            digest = slot.model.bundle.digest[:12]
-            print(
-                f"ready: {slot.name} version {slot.version} (bundle {digest}...) on {address}",
-                file=sys.stderr,
-                flush=True,
-            )
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

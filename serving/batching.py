@@ -122,6 +122,11 @@ class Batcher:
         """Requests in the queue."""
         return len(self._waiting)
 
+    @property
+    def busy(self) -> bool:
+        """Whether a request waits or runs."""
+        return self._scheduled or bool(self._waiting)
+
     def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
         if not self._scheduled and self._waiting:
             self._scheduled = True

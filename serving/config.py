@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import tomllib
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from pipeline.config import ConfigError, Section, build
 
@@ -93,6 +94,65 @@ class RuntimeSettings(Section):
     )
 
 
+ALL = "all"
+LATEST = re.compile(r"latest [1-9][0-9]{0,3}")
+
+
+def _versions(value: Any) -> Any:
+    if isinstance(value, list | tuple) and value:
+        if all(type(number) is int and number >= 1 for number in value):
+            return tuple(value)
+    elif value is None or value == ALL or (isinstance(value, str) and LATEST.fullmatch(value)):
+        return value
+    raise ValueError("expected 'all', 'latest N', or a list of version numbers")
+
+
+Versions = Annotated[str | tuple[int, ...], BeforeValidator(_versions)]
+"""'all', 'latest N', or the numbers."""
+
+
+class RepositorySettings(Section):
+    """Which versions of the models are loaded, and whether the folder is watched."""
+
+    versions: Versions = Field(
+        ALL, description="versions that are loaded: 'all', 'latest N', or a list of numbers"
+    )
+    poll_seconds: float = Field(
+        0.0,
+        ge=0,
+        description="seconds between two looks at the folder for new, changed and deleted "
+        "versions; 0 looks only when told to load",
+    )
+
+
+class ModelSettings(Section):
+    """What holds for one model instead of the general settings."""
+
+    batching: BatchSettings = Field(
+        BatchSettings(), description="limits of this model; what is left out is as in `batching`"
+    )
+    versions: Versions | None = Field(None, description="instead of `repository.versions`")
+    default_version: int | None = Field(
+        None,
+        ge=1,
+        description="the version that answers where a request names none; "
+        "left out: the newest that is ready",
+    )
+    variant: str | None = Field(None, description="instead of `variant`")
+
+
+class ControlSettings(Section):
+    """The control plane: a listener of its own that loads and unloads models."""
+
+    host: str = Field("127.0.0.1", description="address of the control plane")
+    port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="its TCP port; 0 takes a free one; left out: there is none",
+    )
+
+
 class Settings(Section):
     """Everything `slipway serve` can be told."""
 
@@ -100,12 +160,40 @@ class Settings(Section):
     batching: BatchSettings = BatchSettings()
     graph: GraphSettings = GraphSettings()
     runtime: RuntimeSettings = RuntimeSettings()
+    repository: RepositorySettings = RepositorySettings()
+    control: ControlSettings = ControlSettings()
+    models: dict[str, ModelSettings] = Field(
+        {}, description="settings of single models, by name: [models.NAME] and its sections"
+    )
     variant: str = Field("fp32", description="which admitted form of the graph is served")
     finite_inputs: bool = Field(True, description="refuse NaN and infinity in float inputs")
     notice_seconds: float = Field(
         0.0, ge=0, description="seconds between unready and closing the door, for load balancers"
     )
     drain_seconds: float = Field(10.0, ge=0, description="seconds for what is in flight at the end")
+
+    def of(self, name: str) -> Settings:
+        """These settings as they hold for one model."""
+        own = self.models.get(name)
+        if own is None:
+            return self
+        limits = own.batching.model_dump(exclude_unset=True)
+        return self.model_copy(
+            update={
+                "batching": self.batching.model_copy(update=limits),
+                "variant": own.variant or self.variant,
+            }
+        )
+
+    def versions_of(self, name: str) -> Versions:
+        """Which versions of a model are loaded."""
+        own = self.models.get(name)
+        return own.versions if own and own.versions is not None else self.repository.versions
+
+    @property
+    def managed(self) -> bool:
+        """Whether models may come and go while serving."""
+        return self.control.port is not None or self.repository.poll_seconds > 0
 
 
 def load(path: Path) -> Settings:
@@ -119,14 +207,27 @@ def load(path: Path) -> Settings:
     return build(Settings, values, path.name)
 
 
+def check_control(settings: Settings) -> None:
+    """Raise `ConfigError` for a control plane that strangers can reach."""
+    host = settings.control.host
+    if settings.control.port is not None and not _loopback(host):
+        raise ConfigError(
+            f"control.host {host!r} can be reached from other machines, and there are no keys or "
+            "TLS to guard what loads and unloads models: stay on 127.0.0.1"
+        )
+
+
 def check_address(settings: HttpSettings) -> None:
     """Raise `ConfigError` for an address that strangers can reach, unless it is insisted on."""
-    try:
-        loopback = settings.host == "localhost" or ipaddress.ip_address(settings.host).is_loopback
-    except ValueError:
-        loopback = False
-    if not loopback and not settings.insecure_public:
+    if not _loopback(settings.host) and not settings.insecure_public:
         raise ConfigError(
             f"host {settings.host!r} can be reached from other machines, and there are no keys or "
             "TLS to guard it: stay on 127.0.0.1 behind a gateway, or insist with --insecure-public"
         )
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

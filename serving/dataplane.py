@@ -10,6 +10,7 @@ import orjson
 
 from pipeline.bundle.manifest import Tensor
 from pipeline.bundle.tensors import BY_NUMPY
+from serving.config import ALL, Versions
 from serving.errors import NotReady
 from serving.model import Model
 from serving.protocol import (
@@ -21,6 +22,14 @@ from serving.protocol import (
     TensorSpec,
 )
 from serving.repository import Repository, State
+
+INPUT_FIELDS = {
+    "format": "FORMAT_NONE",
+    "is_shape_tensor": False,
+    "allow_ragged_batch": False,
+    "optional": False,
+}
+OUTPUT_FIELDS = {"label_filename": "", "is_shape_tensor": False}
 
 
 class DataPlane:
@@ -66,6 +75,50 @@ class DataPlane:
             properties=_properties(model),
         )
 
+    def config(self, name: str, version: str | None) -> dict[str, Any]:
+        """A model's configuration as Triton's clients know it. Raises `NotFound` or `NotReady`.
+
+        In the JSON form of `inference.ModelConfig`; shapes are without the axis of rows.
+        """
+        slot, model = self._repository.get(name, version)
+        settings = self._repository.settings.of(slot.name)
+        on_cpu = model.session.provider.startswith("CPU")
+        return {
+            "name": slot.name,
+            "platform": "onnxruntime_onnx",
+            "backend": "onnxruntime",
+            "runtime": "",
+            "version_policy": _version_policy(self._repository.settings.versions_of(slot.name)),
+            "max_batch_size": settings.batching.request_rows,
+            "input": [_port(tensor) | INPUT_FIELDS for tensor in model.manifest.inputs],
+            "output": [_port(tensor) | OUTPUT_FIELDS for tensor in model.manifest.outputs],
+            "batch_input": [],
+            "batch_output": [],
+            "optimization": {"priority": "PRIORITY_DEFAULT"},
+            "dynamic_batching": {
+                "preferred_batch_size": [settings.batching.rows],
+                "max_queue_delay_microseconds": 0,
+                "preserve_ordering": False,
+                "priority_levels": 0,
+                "default_priority_level": 0,
+                "priority_queue_policy": {},
+            },
+            "instance_group": [
+                {
+                    "name": slot.name,
+                    "kind": "KIND_CPU" if on_cpu else "KIND_GPU",
+                    "count": 1,
+                    "gpus": [] if on_cpu else [settings.runtime.device],
+                }
+            ],
+            "default_model_filename": model.manifest.variants[model.variant].file,
+            "cc_model_filenames": {},
+            "metric_tags": {},
+            "parameters": {"bundle": {"string_value": model.bundle.digest}},
+            "model_warmup": [],
+            "model_transaction_policy": {"decoupled": False},
+        }
+
     async def infer(self, name: str, version: str | None, request: InferRequest) -> InferResponse:
         """Run a model. Raises `NotFound`, `NotReady` and what `Model.infer` raises."""
         slot, model = self._repository.get(name, version)
@@ -97,6 +150,26 @@ class DataPlane:
 def _spec(tensor: Tensor) -> TensorSpec:
     shape = tuple(-1 if isinstance(axis, str) else axis for axis in tensor.shape)
     return TensorSpec(tensor.name, BY_NUMPY[tensor.dtype].protocol, shape)
+
+
+def _port(tensor: Tensor) -> dict[str, Any]:
+    """A tensor as a configuration has it, its dims without the axis of rows."""
+    datatype = BY_NUMPY[tensor.dtype].protocol
+    dims = [-1 if isinstance(axis, str) else axis for axis in tensor.shape[1:]]
+    port = {
+        "name": tensor.name,
+        "data_type": "TYPE_STRING" if datatype == "BYTES" else f"TYPE_{datatype}",
+        "dims": dims or [1],
+    }
+    return port if dims else port | {"reshape": {"shape": []}}  # Triton knows no row without axes
+
+
+def _version_policy(versions: Versions) -> dict[str, Any]:
+    if versions == ALL:
+        return {"all": {}}
+    if isinstance(versions, str):
+        return {"latest": {"num_versions": int(versions.split()[1])}}
+    return {"specific": {"versions": list(versions)}}
 
 
 def _properties(model: Model) -> dict[str, str]:

@@ -18,6 +18,10 @@ class NotFound(ServingError):
     """No such model, version or path."""
 
 
+class Forbidden(ServingError):
+    """Known who asks, or of no matter, and not allowed to."""
+
+
 class UnsupportedMedia(ServingError):
     """A content type or encoding this server does not read."""
 

@@ -86,6 +86,11 @@ class Model:
         answers = await self._run({source.name: row[None]}, 1)
         return ranked(answers[output.name][0], labels)
 
+    @property
+    def busy(self) -> bool:
+        """Whether a request is in its hands."""
+        return self._decoding > 0 or self._batcher.busy
+
     def close(self) -> None:
         """Let the threads end."""
         self._decoder.shutdown(wait=False, cancel_futures=True)

@@ -11,7 +11,14 @@ from pipeline.bundle.tensors import BY_PROTOCOL
 
 NAME = "slipway"
 PLATFORM = "onnx_onnxv1"
-EXTENSIONS = ("binary_tensor_data", "model_repository_index", "parameters", "predict")
+EXTENSIONS = (
+    "binary_tensor_data",
+    "model_repository",
+    "model_repository(unload_dependents)",
+    "model_configuration",
+    "parameters",
+    "predict",
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,46 +2,40 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from pipeline.bundle.manifest import (
-    MANIFEST,
-    MAX_MANIFEST_BYTES,
-    MODEL_NAME,
-    BundleError,
-    parse,
-    read,
-)
-from pipeline.config import suggestion
+from pipeline.bundle.manifest import MANIFEST, BundleError, read
+from pipeline.config import ConfigError, suggestion
 from serving.config import Settings
 from serving.errors import ModelRefused, NotFound, NotReady
+from serving.layout import VERSION, Layout, Print, chosen, look, passed_over, wanted
 from serving.model import Model, load
 from serving.protocol import IndexEntry
 from serving.runtime import cuda_advice
 from serving.telemetry import log
 
-VERSION = re.compile(r"[1-9][0-9]{0,8}")
 MAX_TOLD = 80
 """Characters of a name that are repeated to whoever sent it."""
 
 
 class State(Enum):
-    """Where a version is on its way; the value is what the repository index calls it."""
+    """Where a version is on its way."""
 
     LOADING = "loading"
     VERIFYING = "verifying"
     WARMING = "warming"
     READY = "ready"
     DRAINING = "draining"
+    UNLOADING = "unloading"
+    UNLOADED = "unloaded"
     FAILED = "failed"
 
 
 ANSWERING = (State.READY, State.DRAINING)
-"""A version on its way out still answers whoever comes."""
+"""A version that leaves with the whole server still answers whoever comes."""
 
 INDEX_STATE = {
     State.LOADING: "LOADING",
@@ -49,15 +43,20 @@ INDEX_STATE = {
     State.WARMING: "LOADING",
     State.READY: "READY",
     State.DRAINING: "UNLOADING",
+    State.UNLOADING: "UNLOADING",
+    State.UNLOADED: "UNAVAILABLE",
     State.FAILED: "UNAVAILABLE",
 }
 
 
-@dataclass
+@dataclass(eq=False)
 class Slot:
     """One version of one model: its folder, its state and, once ready, the model.
 
     In a repository the folder names the model: a bundle may be registered under another name.
+    `loaded` is what the folder looked like when the model was read, `tried` when it was last
+    tried. `asked` is true once this very version was loaded by request, false once it was
+    unloaded; then the policy has no say.
     """
 
     name: str
@@ -66,32 +65,105 @@ class Slot:
     state: State = State.LOADING
     reason: str = ""
     model: Model | None = None
+    loaded: Print | None = None
+    tried: Print | None = None
+    asked: bool | None = None
 
 
 class Repository:
-    """Every version found under a path. Found at once, loaded by `load_all`."""
+    """Every version found under a path. Found at once, loaded by `load_all`.
+
+    What happens to it later is `changes.py`.
+    """
 
     def __init__(self, path: Path, settings: Settings) -> None:
-        self._settings = settings
-        self.single = (path / MANIFEST).is_file()
+        self.settings = settings
+        self.layout = Layout(path)
+        self.single = self.layout.single
+        self.started = False
+        self.leaving = False
         self._slots: dict[str, dict[int, Slot]] = {}
-        for slot in _bare(path) if self.single else _found(path):
-            self._slots.setdefault(slot.name, {})[slot.version] = slot
-        if not self._slots:
+        for name, folders in self.layout.versions().items():
+            for version, folder in folders.items():
+                self.put(Slot(name, version, folder))
+        if not self._slots and not settings.managed:
             raise ModelRefused(
                 f"{path}: neither a bundle (no {MANIFEST}) nor a repository "
                 f"(<name>/<version>/{MANIFEST})"
             )
+        for name in settings.models.keys() - self._slots.keys():
+            hint = f"models.{name}: no such model in {path}{suggestion(name, self.names())}"
+            if not settings.managed:
+                raise ConfigError(hint)
+            log("warning", "settings for a model that is not there", hint=hint)
 
     def load_all(self) -> None:
-        """Load every version, one after the other. A bad one does not hide the others.
+        """Load the chosen versions, one after the other. A bad one does not hide the others.
 
         Raises `ModelRefused` where nothing is left to serve.
         """
-        for slot in self.slots():
-            self._load(slot)
-        if not any(slot.state is State.READY for slot in self.slots()):
-            raise ModelRefused("\n".join(f"{slot.folder}: {slot.reason}" for slot in self.slots()))
+        for name, versions in self._slots.items():
+            policy = self.settings.versions_of(name)
+            order = chosen(policy, versions.keys())
+            need = wanted(policy, len(order))
+            for number in order:
+                if need:
+                    self.prove(versions[number])
+                    need -= versions[number].state is State.READY
+            for slot in versions.values():
+                if slot.state is State.LOADING:
+                    slot.state, slot.reason = State.UNLOADED, passed_over(policy)
+        slots = list(self.slots())
+        if slots and not any(slot.state is State.READY for slot in slots):
+            raise ModelRefused("\n".join(f"{slot.folder}: {slot.reason}" for slot in slots))
+        self.started = True
+
+    def prove(self, slot: Slot) -> None:
+        """Read, check and prove a version. Blocks for as long as that takes; never raises."""
+
+        def progress(state: str) -> None:
+            slot.state = State(state)
+
+        try:
+            slot.loaded = slot.tried = look(slot.folder)
+            model = load(read(slot.folder), self.settings.of(slot.name), progress)
+        except (BundleError, ModelRefused) as error:
+            slot.state, slot.reason = State.FAILED, str(error)
+        except Exception as error:  # one model's surprise must not take the others along
+            slot.state, slot.reason = State.FAILED, f"{type(error).__name__}: {error}"
+        else:
+            slot.model = model
+            slot.state = State.READY
+            self._report_provider(slot, model)
+        if slot.state is State.FAILED and not (self.single and not self.started):
+            log("error", "model failed", model=slot.name, version=slot.version, reason=slot.reason)
+
+    def put(self, slot: Slot) -> None:
+        """Have a version stand in its place: the one pointer that a change moves."""
+        self._slots.setdefault(slot.name, {})[slot.version] = slot
+
+    def drop(self, slot: Slot) -> None:
+        """Forget a version, and the model with its last."""
+        versions = self._slots.get(slot.name, {})
+        if versions.get(slot.version) is slot:
+            del versions[slot.version]
+            if not versions:
+                del self._slots[slot.name]
+
+    def of(self, name: str) -> dict[int, Slot]:
+        """The versions of a model by number, in whatever state. Raises `NotFound`."""
+        if name not in self._slots:
+            told = name[:MAX_TOLD]
+            raise NotFound(f"no model named {told!r}{suggestion(told, self.names())}")
+        return self._slots[name]
+
+    def numbered(self, name: str, version: str) -> Slot:
+        """A version, in whatever state. Raises `NotFound`."""
+        versions = self.of(name)
+        number = int(version) if VERSION.fullmatch(version) else 0
+        if number not in versions:
+            raise no_version(name, version, versions)
+        return versions[number]
 
     def slots(self) -> Iterator[Slot]:
         """Every version, by name and number."""
@@ -105,26 +177,25 @@ class Repository:
 
     def versions(self, name: str) -> tuple[str, ...]:
         """The versions of a model that answer."""
-        slots = self._named(name).values()
+        slots = self.of(name).values()
         return tuple(str(n) for n in sorted(s.version for s in slots if s.state in ANSWERING))
 
     def get(self, name: str, version: str | None = None) -> tuple[Slot, Model]:
-        """A version that answers: the one asked for, else the newest that does.
+        """A version that answers: the one asked for, else the default, else the newest that does.
 
         Raises `NotFound` or `NotReady`.
         """
-        versions = self._named(name)
+        if version is None and name in self.settings.models:
+            default = self.settings.models[name].default_version
+            version = str(default) if default else None
         if version is None:
+            versions = self.of(name)
             answering = [number for number, s in versions.items() if s.state in ANSWERING]
             slot = versions[max(answering or versions)]
         else:
-            number = int(version) if VERSION.fullmatch(version) else 0
-            if number not in versions:
-                known = ", ".join(str(v) for v in sorted(versions))
-                raise NotFound(
-                    f"model {name!r} has no version {version[:MAX_TOLD]!r}; known: {known}"
-                )
-            slot = versions[number]
+            slot = self.numbered(name, version)
+        if slot.state in (State.UNLOADING, State.UNLOADED):
+            raise NotFound(f"model {name!r} version {slot.version} is not loaded{_why(slot)}")
         if slot.model is None:
             raise NotReady(
                 f"model {name!r} version {slot.version} is {slot.state.value}{_why(slot)}"
@@ -132,16 +203,16 @@ class Repository:
         return slot, slot.model
 
     def ready(self) -> bool:
-        """Whether loading is over and something answers.
+        """Whether the start is over and something answers.
 
-        A version that failed does not make the others unready: it would take the whole host out
-        of a load balancer for one bad model. The index says what failed.
+        Neither a version that failed nor one that is being loaded makes the others unready: that
+        would take the whole host out of a load balancer for one model. The index says what failed.
         """
-        states = {slot.state for slot in self.slots()}
-        return State.READY in states and states <= {State.READY, State.FAILED}
+        states = (s.state for versions in self._slots.values() for s in versions.values())
+        return self.started and not self.leaving and State.READY in states
 
     def index(self, ready_only: bool = False) -> list[IndexEntry]:
-        """Every version with its state and, where it failed, the reason."""
+        """Every version with its state and the reason, where there is one to tell."""
         return [
             IndexEntry(slot.name, str(slot.version), INDEX_STATE[slot.state], slot.reason)
             for slot in self.slots()
@@ -150,6 +221,7 @@ class Repository:
 
     def drain(self) -> None:
         """Mark everything as on its way out; what is in flight still answers."""
+        self.leaving = True
         for slot in self.slots():
             if slot.state is State.READY:
                 slot.state = State.DRAINING
@@ -159,30 +231,6 @@ class Repository:
         for slot in self.slots():
             if slot.model:
                 slot.model.close()
-
-    def _named(self, name: str) -> dict[int, Slot]:
-        if name not in self._slots:
-            told = name[:MAX_TOLD]
-            raise NotFound(f"no model named {told!r}{suggestion(told, self.names())}")
-        return self._slots[name]
-
-    def _load(self, slot: Slot) -> None:
-        def progress(state: str) -> None:
-            slot.state = State(state)
-
-        try:
-            bundle = read(slot.folder)
-            model = load(bundle, self._settings, progress)
-        except (BundleError, ModelRefused) as error:
-            slot.state, slot.reason = State.FAILED, str(error)
-        except Exception as error:  # one model's surprise must not take the others along
-            slot.state, slot.reason = State.FAILED, f"{type(error).__name__}: {error}"
-        else:
-            slot.model = model
-            slot.state = State.READY
-            self._report_provider(slot, model)
-        if slot.state is State.FAILED and not self.single:
-            log("error", "model failed", model=slot.name, version=slot.version, reason=slot.reason)
 
     @staticmethod
     def _report_provider(slot: Slot, model: Model) -> None:
@@ -196,31 +244,10 @@ class Repository:
             )
 
 
-def _bare(folder: Path) -> Iterator[Slot]:
-    """A bundle by itself is version 1, by the name in its manifest or, unreadable, its folder's."""
-    try:
-        with (folder / MANIFEST).open("rb") as file:
-            name = parse(file.read(MAX_MANIFEST_BYTES + 1)).name
-    except (OSError, BundleError):
-        name = folder.resolve().name
-    yield Slot(name, 1, folder)
-
-
-def _found(path: Path) -> Iterator[Slot]:
-    """`<name>/<version>/` of a repository, and `<name>/` where a project keeps its bundles bare."""
-    try:
-        folders = sorted(entry for entry in path.iterdir() if entry.is_dir())
-    except OSError as error:
-        raise ModelRefused(f"{path}: cannot be read: {error.strerror}") from error
-    for folder in folders:
-        if not MODEL_NAME.fullmatch(folder.name):
-            continue
-        if (folder / MANIFEST).is_file():
-            yield Slot(folder.name, 1, folder)
-            continue
-        for version in sorted(folder.iterdir()):
-            if VERSION.fullmatch(version.name) and version.is_dir():
-                yield Slot(folder.name, int(version.name), version)
+def no_version(name: str, version: str, known: Iterable[int]) -> NotFound:
+    """The failure of asking for a version that is not there."""
+    told = ", ".join(str(number) for number in sorted(known))
+    return NotFound(f"model {name!r} has no version {version[:MAX_TOLD]!r}; known: {told}")
 
 
 def _why(slot: Slot) -> str:

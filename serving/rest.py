@@ -15,6 +15,7 @@ from urllib.parse import parse_qsl, unquote
 import orjson
 
 from serving import codec_json, errors
+from serving.control import CLOSED, Control
 from serving.dataplane import DataPlane
 from serving.protocol import EXTENSIONS, NAME, TensorSpec
 from serving.telemetry import log
@@ -25,6 +26,7 @@ HEADER_LENGTH = "inference-header-content-length"
 
 STATUS: dict[type[errors.ServingError], HTTPStatus] = {
     errors.InvalidRequest: HTTPStatus.BAD_REQUEST,
+    errors.Forbidden: HTTPStatus.FORBIDDEN,
     errors.NotFound: HTTPStatus.NOT_FOUND,
     errors.UnsupportedMedia: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     errors.TooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
@@ -32,6 +34,7 @@ STATUS: dict[type[errors.ServingError], HTTPStatus] = {
     errors.NotReady: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.Overloaded: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.BackendFailure: HTTPStatus.INTERNAL_SERVER_ERROR,
+    errors.ModelRefused: HTTPStatus.BAD_REQUEST,
 }
 
 # curl sends the form type with `--data-binary` unless told otherwise; what it sends is no form.
@@ -71,10 +74,19 @@ def failure(status: int, message: str, headers: tuple[tuple[str, str], ...] = ()
 
 
 class Rest:
-    """Routes requests to the data plane. Never raises: what goes wrong is an answer too."""
+    """Routes requests to the data plane. Never raises: what goes wrong is an answer too.
 
-    def __init__(self, plane: DataPlane, json_bytes: int = codec_json.MAX_JSON) -> None:
+    With a `control` it is the control plane's door: all the same, and it loads and unloads.
+    """
+
+    def __init__(
+        self,
+        plane: DataPlane,
+        json_bytes: int = codec_json.MAX_JSON,
+        control: Control | None = None,
+    ) -> None:
         self._plane = plane
+        self._control = control
         self._json_bytes = json_bytes
         try:
             self._version = version(NAME)
@@ -129,8 +141,22 @@ class Rest:
                 return "GET", lambda request: self._model_ready(name, None)
             case ["", "v2", "models", name, "versions", number, "ready"]:
                 return "GET", lambda request: self._model_ready(name, number)
-            case ["", "v2", "repository", "index"]:
+            case ["", "v2", "models", name, "config"]:
+                return "GET", lambda request: _json(self._plane.config(name, None))
+            case ["", "v2", "models", name, "versions", number, "config"]:
+                return "GET", lambda request: _json(self._plane.config(name, number))
+            case ["", "v2", "repository", "index"] | ["", "v2", "repository", _, "index"]:
                 return "POST", self._index
+            case ["", "v2", "repository", "models", name, "load" | "unload" as change] | [
+                "",
+                "v2",
+                "repository",
+                _,
+                "models",
+                name,
+                "load" | "unload" as change,
+            ]:
+                return "POST", lambda request: self._change(request, change, name)
         raise errors.NotFound("no such path; the Open Inference Protocol begins at /v2")
 
     def _server(self, request: Request) -> Response:
@@ -164,14 +190,25 @@ class Rest:
             }
         )
 
-    def _index(self, request: Request) -> Response:
-        asked: Any = {}
+    async def _change(self, request: Request, change: str, name: str) -> Response:
+        if self._control is None:
+            raise errors.Forbidden(CLOSED)
+        asked = self._fields(request)
+        done = self._control.load if change == "load" else self._control.unload
+        return _json(await done(name, asked))
+
+    def _fields(self, request: Request) -> Any:
+        """The JSON of a body that may be empty."""
         codec_json.check_json(len(request.body), self._json_bytes)
-        if request.body.strip():
-            try:
-                asked = orjson.loads(request.body)
-            except orjson.JSONDecodeError as error:
-                raise errors.InvalidRequest(f"the body is not JSON: {error}") from error
+        if not request.body.strip():
+            return {}
+        try:
+            return orjson.loads(request.body)
+        except orjson.JSONDecodeError as error:
+            raise errors.InvalidRequest(f"the body is not JSON: {error}") from error
+
+    def _index(self, request: Request) -> Response:
+        asked = self._fields(request)
         ready = asked.get("ready", False) if isinstance(asked, dict) else None
         if not isinstance(ready, bool):
             raise errors.InvalidRequest('the body: expected {"ready": true or false} or nothing')

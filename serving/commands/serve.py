@@ -17,6 +17,11 @@ from serving.config import Settings, load
 @click.option("--host", help="Address to listen on.  [default: 127.0.0.1]")
 @click.option("--port", type=int, help="TCP port; 0 takes a free one.  [default: 8000]")
 @click.option(
+    "--control-port",
+    type=int,
+    help="TCP port, this machine's only, that loads and unloads models.  [default: none]",
+)
+@click.option(
     "--provider",
     type=click.Choice(["cpu", "prefer", "require"]),
     help="CUDA: never, where it is there, or not without it.  [default: cpu]",
@@ -69,14 +74,16 @@ def with_options(settings: Settings, options: dict[str, Any]) -> Settings:
         "port": ("http", "port"),
         "insecure_public": ("http", "insecure_public"),
         "access_log": ("http", "access_log"),
+        "control_port": ("control", "port"),
         "provider": ("runtime", "provider"),
         "threads": ("runtime", "intra_threads"),
         "drain": (None, "drain_seconds"),
         "notice": (None, "notice_seconds"),
     }
-    values = settings.model_dump()
+    # Only what was said: a model's limits are those it names, the rest is as for all.
+    values = settings.model_dump(exclude_unset=True)
     for option, value in options.items():
         if value is not None:
             section, key = places[option]
-            (values[section] if section else values)[key] = value
+            (values.setdefault(section, {}) if section else values)[key] = value
     return build(Settings, values, "settings")
