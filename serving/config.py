@@ -8,7 +8,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from pipeline.config import ConfigError, Section, build
 
@@ -76,8 +76,55 @@ class GraphSettings(Section):
     )
 
 
+class CudaSettings(Section):
+    """What the CUDA provider is told; the names are ONNX Runtime's."""
+
+    gpu_mem_limit: int | None = Field(
+        None, ge=1 << 20, description="bytes of the device's memory that sessions may take"
+    )
+    arena_extend_strategy: Literal["kNextPowerOfTwo", "kSameAsRequested"] = Field(
+        "kNextPowerOfTwo", description="take more memory by doubling, or as much as is asked for"
+    )
+    cudnn_conv_algo_search: Literal["EXHAUSTIVE", "HEURISTIC", "DEFAULT"] = Field(
+        "EXHAUSTIVE",
+        description="how a convolution's algorithm is found: by trying each at every new shape, "
+        "by estimate, or always the same",
+    )
+    cudnn_conv_use_max_workspace: bool = Field(
+        True, description="let that search use as much memory as it wants"
+    )
+    use_tf32: bool = Field(
+        False, description="multiply with 10 bits of mantissa: faster, beyond the proven tolerance"
+    )
+    do_copy_in_default_stream: bool = Field(
+        True, description="copy and compute in one stream; false is a race"
+    )
+    prefer_nhwc: bool = Field(False, description="convolve with the channels last")
+    io_binding: bool = Field(True, description="keep inputs and outputs in buffers on the device")
+    bound_shapes: int = Field(
+        32, ge=1, le=4096, description="shapes whose buffers are kept; the least used one goes"
+    )
+    enable_cuda_graph: bool = Field(
+        False, description="record each warmed shape as a CUDA graph and replay it; wants buckets"
+    )
+
+
+class TensorrtSettings(Section):
+    """TensorRT before CUDA: slow to load, as it builds engines; these are kept in a folder."""
+
+    enabled: bool = Field(False, description="let TensorRT run what it can, CUDA the rest")
+    cache: str | None = Field(
+        None, description="folder for engines and timings; left out, each start builds anew"
+    )
+    fp16: bool = Field(False, description="compute in half precision")
+    max_workspace_bytes: int = Field(1 << 30, ge=1 << 20, description="bytes engines may work in")
+    builder_optimization_level: int = Field(
+        3, ge=0, le=5, description="how long to search for a better engine"
+    )
+
+
 class RuntimeSettings(Section):
-    """The session: where it runs and with how many threads."""
+    """The session: where it runs, with how many threads, for how long and with how much memory."""
 
     provider: Literal["cpu", "prefer", "require"] = Field(
         "cpu",
@@ -86,12 +133,54 @@ class RuntimeSettings(Section):
     device: int = Field(0, ge=0, description="CUDA device number")
     intra_threads: int = Field(1, ge=1, description="threads within one operator")
     inter_threads: int = Field(1, ge=1, description="operators run at the same time")
+    spin_microseconds: int = Field(
+        0,
+        ge=0,
+        le=100_000,
+        description="microseconds an idle thread of several waits busily for more work",
+    )
     constant_folding_bytes: int = Field(
         16 << 20, ge=0, description="largest tensor computed while loading, in bytes"
     )
     function_nodes: int = Field(
         200_000, ge=1, description="nodes ONNX Runtime may inline from local functions"
     )
+    run_seconds: float = Field(
+        30.0, ge=0, description="seconds one run of a model may take, then it is ended; 0: any"
+    )
+    load_seconds: float = Field(
+        120.0, ge=0, description="seconds to load and prove a model, then it is refused; 0: any"
+    )
+    stuck_seconds: float = Field(
+        60.0,
+        ge=0,
+        description="seconds after which a process exits whose model would not end when told to; "
+        "0: never",
+    )
+    arena_bytes: int = Field(
+        0,
+        ge=0,
+        description="bytes that all models together may work in, weights not counted: one arena "
+        "for the process; 0: one for each model, without a limit",
+    )
+    buckets: tuple[Annotated[int, Field(ge=1, le=1 << 20)], ...] = Field(
+        (),
+        description="row counts that batches are padded to, so that a device sees few shapes; "
+        "none: batches run as they are",
+    )
+    cuda: CudaSettings = CudaSettings()
+    tensorrt: TensorrtSettings = TensorrtSettings()
+
+    @model_validator(mode="after")
+    def _fits(self) -> RuntimeSettings:
+        if list(self.buckets) != sorted(set(self.buckets)):
+            raise ValueError(f"buckets: expected ascending row counts, got {list(self.buckets)}")
+        if self.cuda.enable_cuda_graph and not (self.cuda.io_binding and self.buckets):
+            raise ValueError(
+                "cuda.enable_cuda_graph: wants cuda.io_binding and buckets, as a graph is recorded "
+                "for one shape and its buffers"
+            )
+        return self
 
 
 ALL = "all"

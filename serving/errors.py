@@ -50,5 +50,9 @@ class BackendFailure(ServingError):
     """The model could not answer a request that was sound."""
 
 
+class DeadlineExceeded(ServingError):
+    """The answer would have come too late; what was running for it has been ended."""
+
+
 class ModelRefused(ServingError):
     """A model that may not be served; raised while loading, the message says why."""

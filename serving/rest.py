@@ -35,6 +35,7 @@ STATUS: dict[type[errors.ServingError], HTTPStatus] = {
     errors.Overloaded: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.BackendFailure: HTTPStatus.INTERNAL_SERVER_ERROR,
     errors.ModelRefused: HTTPStatus.BAD_REQUEST,
+    errors.DeadlineExceeded: HTTPStatus.GATEWAY_TIMEOUT,
 }
 
 # curl sends the form type with `--data-binary` unless told otherwise; what it sends is no form.
@@ -262,7 +263,7 @@ def _failed(error: Exception) -> Response:
     headers: tuple[tuple[str, str], ...] = ()
     if status is HTTPStatus.SERVICE_UNAVAILABLE:
         headers = (("Retry-After", str(getattr(error, "retry_after", 1))),)
-    if isinstance(error, errors.BackendFailure):
+    if isinstance(error, errors.BackendFailure | errors.DeadlineExceeded):
         log("error", "backend failure", reason=str(error))
     return failure(status, str(error), headers)
 

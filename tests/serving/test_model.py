@@ -16,7 +16,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from pipeline.bundle.manifest import Gate, read
-from serving import runtime
+from serving import providers, runtime
 from serving.config import BatchSettings, RuntimeSettings, Settings
 from serving.contract import Contract
 from serving.errors import BackendFailure, ModelRefused
@@ -197,18 +197,25 @@ def test_cuda_preferred_is_told_in_metadata_and_loudly(
     assert "CUDA is required" in refused.told() and "pip install" in refused.told()
 
 
-def test_heavy_operators_left_on_the_cpu_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On this wheel everything is on the CPU, which is what `require` must notice."""
-    monkeypatch.setattr(runtime, "CUDA", runtime.CPU)
+def test_heavy_operators_left_on_the_cpu_are_seen() -> None:
+    """Had in name only: what this wheel's CPU runs is what `require` must notice."""
+    session = runtime.onnxruntime.InferenceSession(
+        digits_graph().SerializeToString(),
+        runtime._options(RuntimeSettings(provider="prefer")),
+        providers=[providers.CPU],
+    )
+    parts: dict[str, list[str]] = {}
+    for part in session.get_provider_graph_assignment_info():
+        parts.setdefault(part.ep_name, []).extend(node.op_type for node in part.get_nodes())
+    placed = providers.place("require", providers.CUDA, providers.CUDA, parts)
+    assert placed.fell_back and placed.nodes == {providers.CPU: 5}
     with pytest.raises(ModelRefused, match=r"CUDA is required.*Gemm would run on the CPU"):
-        session = runtime.onnxruntime.InferenceSession(
-            digits_graph().SerializeToString(),
-            runtime._options(RuntimeSettings(), recorded=True),
-            providers=[runtime.CPU],
-        )
-        runtime._check_provider(
-            runtime.Session(session, "require"), RuntimeSettings(provider="require")
-        )
+        runtime.check_placement(placed)
+    preferred = runtime.open_session(
+        digits_graph().SerializeToString(), RuntimeSettings(provider="prefer")
+    ).placement
+    assert preferred.fell_back and preferred.heavy_on_cpu == ("Gemm",)
+    assert preferred.nodes == {providers.CPU: 5} and preferred.wanted == providers.CUDA
 
 
 def test_both_wheels_at_once_are_an_error_with_the_repair(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,12 +226,15 @@ def test_both_wheels_at_once_are_an_error_with_the_repair(monkeypatch: pytest.Mo
 
 def test_session_options_arrive() -> None:
     """ONNX Runtime takes unknown keys without a word, so ours are read back."""
-    options = runtime._options(RuntimeSettings(intra_threads=2), recorded=True)
+    settings = RuntimeSettings(intra_threads=2, provider="prefer", spin_microseconds=50)
+    options = runtime._options(settings)
     assert options.intra_op_num_threads == 2 and options.inter_op_num_threads == 1
     for key in (
         "optimization.constant_folding_max_output_size_in_bytes",
         "session.function_expansion_node_limit",
         "session.record_ep_graph_assignment_info",
+        "session.intra_op.allow_spinning",
+        "session.intra_op.spin_duration_us",
     ):
         assert options.get_session_config_entry(key).isdigit()
 
