@@ -304,5 +304,5 @@ def test_serving_wakes_neither_torch_nor_the_training_half() -> None:
         env=dict(os.environ),
     ).stdout.splitlines()
     assert told[0] == ""
-    allowed = ("pipeline.bundle", "pipeline.config")
+    allowed = ("pipeline.bundle", "pipeline.cli", "pipeline.config")
     assert all(name.startswith(allowed) for name in told[1].split())
