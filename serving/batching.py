@@ -10,16 +10,20 @@ import asyncio
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from serving.config import BatchSettings
 from serving.errors import BackendFailure, Overloaded, ServingError
+from serving.telemetry import log
 
 Arrays = Mapping[str, np.ndarray]
 Run = Callable[[Arrays], Arrays]
 """Inputs by name `[rows, ...]` to outputs by name `[rows, ...]`."""
+
+Done = Callable[[Arrays | ServingError], None]
+"""Told a request's outputs, or why there are none; once, on the event loop."""
 
 
 class Waiting(Protocol):
@@ -39,7 +43,12 @@ class Entry:
     arrays: Arrays
     rows: int
     signature: Hashable
-    future: asyncio.Future[Arrays]
+    done: Done
+    cancelled: bool = False
+
+    def cancel(self) -> None:
+        """Nobody waits any more: not run if it waits still, and not told in any case."""
+        self.cancelled = True
 
 
 def select(waiting: Sequence[Waiting], max_rows: int) -> list[int]:
@@ -86,6 +95,16 @@ def execute(run: Run, batch: Sequence[Entry]) -> list[Arrays | Exception]:
     return split
 
 
+class _Place(asyncio.Future[Arrays]):
+    """A place in the queue that can be awaited. Cancelled, it is given up at once."""
+
+    entry: Entry
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        self.entry.cancel()
+        return super().cancel(msg)
+
+
 class Batcher:
     """The queue before one model. Lives on the event loop; `executor` runs what is slow."""
 
@@ -97,10 +116,11 @@ class Batcher:
         self._rows = 0
         self._scheduled = False
 
-    def submit(self, arrays: Arrays, rows: int, signature: Hashable) -> asyncio.Future[Arrays]:
-        """Queue one request; the future yields its outputs as views of the batch's.
+    def enqueue(self, arrays: Arrays, rows: int, signature: Hashable, done: Done) -> Entry:
+        """Queue one request; `done` is told its outputs, as views of the batch's, later.
 
-        Raises `Overloaded` where the queue is full.
+        Raises `Overloaded` where the queue is full. A callback rather than a future: what a future
+        and a task cost each time is more than all else that a small request costs here.
         """
         limits = self._settings
         if self._waiting and (
@@ -110,11 +130,26 @@ class Batcher:
                 f"the queue is full: {len(self._waiting)} requests with {self._rows} rows wait, "
                 f"at most {limits.queue_requests} and {limits.queue_rows} may"
             )
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Arrays] = loop.create_future()
-        self._waiting.append(Entry(arrays, rows, signature, future))
+        entry = Entry(arrays, rows, signature, done)
+        self._waiting.append(entry)
         self._rows += rows
-        self._schedule(loop)
+        if not self._scheduled:
+            self._schedule(asyncio.get_running_loop())
+        return entry
+
+    def submit(self, arrays: Arrays, rows: int, signature: Hashable) -> asyncio.Future[Arrays]:
+        """The same as something to await; cancelled, it gives up its place in the queue."""
+        future = _Place(loop=asyncio.get_running_loop())
+
+        def done(answer: Arrays | ServingError) -> None:
+            if future.done():
+                return
+            if isinstance(answer, ServingError):
+                future.set_exception(answer)
+            else:
+                future.set_result(answer)
+
+        future.entry = self.enqueue(arrays, rows, signature, done)
         return future
 
     @property
@@ -146,16 +181,15 @@ class Batcher:
 
     def _take(self) -> list[Entry]:
         """The next batch, leaving out those whose client has gone."""
-        self._waiting = [entry for entry in self._waiting if not entry.future.done()]
-        chosen = select(self._waiting, self._settings.rows)
-        batch = [self._waiting[position] for position in chosen]
-        if chosen == list(range(len(chosen))):
-            del self._waiting[: len(chosen)]
-        else:
-            taken = set(chosen)
-            self._waiting = [e for p, e in enumerate(self._waiting) if p not in taken]
+        waiting = [entry for entry in self._waiting if not entry.cancelled]
+        chosen = select(waiting, self._settings.rows)
+        if len(chosen) == len(waiting):
+            self._waiting, self._rows = [], 0
+            return waiting
+        taken = set(chosen)
+        self._waiting = [entry for at, entry in enumerate(waiting) if at not in taken]
         self._rows = sum(entry.rows for entry in self._waiting)
-        return batch
+        return [waiting[at] for at in chosen]
 
     def _finished(
         self,
@@ -174,16 +208,16 @@ class Batcher:
     @staticmethod
     def _deliver(batch: Sequence[Entry], answers: Sequence[Arrays | Exception]) -> None:
         for entry, answer in zip(batch, answers, strict=True):
-            if entry.future.done():
+            if entry.cancelled:
                 continue
-            if not isinstance(answer, Exception):
-                entry.future.set_result(answer)
-            elif isinstance(answer, ServingError):
-                entry.future.set_exception(answer)
-            else:
+            if isinstance(answer, Exception) and not isinstance(answer, ServingError):
                 failure = BackendFailure(f"the model failed: {type(answer).__name__}")
                 failure.__cause__ = answer
-                entry.future.set_exception(failure)
+                answer = failure
+            try:
+                entry.done(answer)
+            except Exception as error:  # a defect of ours; the neighbours get their answers
+                log("error", "internal error", kind=type(error).__name__, where="an answer's way")
 
 
 def _check_rows(answers: Arrays, rows: int) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import re
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -105,33 +106,40 @@ def encode(request: InferRequest, response: InferResponse) -> tuple[list[bytes |
 
     Raises `BackendFailure` where a value cannot be said in JSON.
     """
-    outputs, tensors = [], []
+    outputs: list[bytes] = []
+    tensors: list[bytes | memoryview] = []
     for position, tensor in enumerate(response.outputs):
         binary = request.outputs[position].binary if request.outputs else request.binary
-        shape = ",".join(map(str, tensor.array.shape))
-        head = b'{"name":%b,"datatype":"%b","shape":[%b],' % (
-            orjson.dumps(tensor.name),
-            tensor.datatype.encode(),
-            shape.encode(),
-        )
+        head = _output_head(tensor.name, tensor.datatype, tensor.array.shape)
         if binary:
             payload = to_bytes(tensor)
             tensors.append(payload)
-            outputs.append(head + b'"parameters":{"binary_data_size":%d}}' % len(payload))
+            outputs.append(b'%b"parameters":{"binary_data_size":%d}}' % (head, len(payload)))
         else:
-            outputs.append(head + b'"data":%b}' % to_json(tensor))
+            outputs.append(b'%b"data":%b}' % (head, to_json(tensor)))
     identity = b'"id":%b,' % orjson.dumps(request.id) if request.id is not None else b""
-    text = (
-        b'{"model_name":"%b","model_version":"%b",%b"parameters":{"bundle":"%b"},"outputs":[%b]}'
-        % (
-            response.model_name.encode(),
-            response.model_version.encode(),
-            identity,
-            response.bundle.encode(),
-            b",".join(outputs),
-        )
+    origin = _origin(response.model_name, response.model_version)
+    text = b'{%b%b"parameters":{"bundle":"%b"},"outputs":[%b]}' % (
+        origin,
+        identity,
+        response.bundle.encode(),
+        b",".join(outputs),
     )
     return [text, *tensors], len(text) if tensors else -1
+
+
+@lru_cache(maxsize=1024)
+def _output_head(name: str, datatype: str, shape: tuple[int, ...]) -> bytes:
+    return b'{"name":%b,"datatype":"%b","shape":[%b],' % (
+        orjson.dumps(name),
+        datatype.encode(),
+        ",".join(map(str, shape)).encode(),
+    )
+
+
+@lru_cache(maxsize=1024)
+def _origin(name: str, version: str) -> bytes:
+    return b'"model_name":"%b","model_version":"%b",' % (name.encode(), version.encode())
 
 
 def encode_prediction(prediction: Prediction) -> bytes:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import orjson
 
-from pipeline.bundle.manifest import Tensor
+from pipeline.bundle.manifest import Tensor as DeclaredTensor
 from pipeline.bundle.tensors import BY_NUMPY
+from serving.batching import Entry
 from serving.config import ALL, Versions
-from serving.errors import NotReady
+from serving.contract import Contract
+from serving.errors import NotReady, ServingError
 from serving.model import Model
 from serving.protocol import (
     IndexEntry,
@@ -19,6 +22,7 @@ from serving.protocol import (
     InferResponse,
     ModelMetadata,
     Prediction,
+    Tensor,
     TensorSpec,
 )
 from serving.repository import Repository, State
@@ -119,11 +123,48 @@ class DataPlane:
             "model_transaction_policy": {"decoupled": False},
         }
 
-    async def infer(self, name: str, version: str | None, request: InferRequest) -> InferResponse:
-        """Run a model. Raises `NotFound`, `NotReady` and what `Model.infer` raises."""
+    def submit(
+        self,
+        name: str,
+        version: str | None,
+        read: Callable[[Contract], InferRequest],
+        done: Callable[[InferRequest, InferResponse | ServingError], None],
+    ) -> Entry:
+        """Run a model on what `read` makes of a request; `done` is told both, later.
+
+        An unknown model is told before a bad tensor: `read` is only called for one that answers,
+        and gets its contract, so that a bad shape is told before its data is read. Raises
+        `NotFound`, `NotReady` and what `read` and `Model.infer` raise.
+        """
         slot, model = self._repository.get(name, version)
-        outputs = await model.infer(request)
-        return InferResponse(slot.name, str(slot.version), model.bundle.digest, outputs)
+        request = read(model.contract)
+
+        def answered(outputs: tuple[Tensor, ...] | ServingError) -> None:
+            if isinstance(outputs, ServingError):
+                done(request, outputs)
+            else:
+                digest = model.bundle.digest
+                done(request, InferResponse(slot.name, slot.text, digest, outputs))
+
+        return model.infer(request, answered)
+
+    async def infer(self, name: str, version: str | None, request: InferRequest) -> InferResponse:
+        """The same as something to await; cancelled, it gives up its place in the queue."""
+        future: asyncio.Future[InferResponse] = asyncio.get_running_loop().create_future()
+
+        def done(request: InferRequest, answer: InferResponse | ServingError) -> None:
+            if future.done():
+                return
+            if isinstance(answer, ServingError):
+                future.set_exception(answer)
+            else:
+                future.set_result(answer)
+
+        entry = self.submit(name, version, lambda contract: request, done)
+        try:
+            return await future
+        finally:
+            entry.cancel()
 
     def check(self, name: str, version: str | None) -> Callable[[str, str, Sequence[int]], None]:
         """Holds an input's name, datatype and shape against the model, before its data is read.
@@ -147,12 +188,12 @@ class DataPlane:
         return Prediction(slot.name, str(slot.version), model.bundle.digest, label, probabilities)
 
 
-def _spec(tensor: Tensor) -> TensorSpec:
+def _spec(tensor: DeclaredTensor) -> TensorSpec:
     shape = tuple(-1 if isinstance(axis, str) else axis for axis in tensor.shape)
     return TensorSpec(tensor.name, BY_NUMPY[tensor.dtype].protocol, shape)
 
 
-def _port(tensor: Tensor) -> dict[str, Any]:
+def _port(tensor: DeclaredTensor) -> dict[str, Any]:
     """A tensor as a configuration has it, its dims without the axis of rows."""
     datatype = BY_NUMPY[tensor.dtype].protocol
     dims = [-1 if isinstance(axis, str) else axis for axis in tensor.shape[1:]]

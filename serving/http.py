@@ -10,7 +10,6 @@ import asyncio
 import socket
 import time
 from collections import deque
-from collections.abc import Awaitable
 from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
@@ -18,8 +17,8 @@ from math import inf
 from typing import cast
 
 from serving.config import HttpSettings
-from serving.http_reader import Reading, Received, RequestReader
-from serving.rest import Handler, Request, Response, failure
+from serving.http_reader import Heads, Reading, RequestReader
+from serving.rest import Cancellable, Handler, Request, Response, failure
 from serving.telemetry import AccessLog, log
 
 SWEEP_SECONDS = 0.25
@@ -32,6 +31,7 @@ GRACE_SECONDS = 0.5
 JOIN_BYTES = 64 << 10
 """Answers up to this size are sent as one piece; larger ones are not copied together."""
 
+CLOSE, KEEP_ALIVE = b"Connection: close\r\n", b"Connection: keep-alive\r\n"
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -43,10 +43,11 @@ class Connection(asyncio.Protocol):
         self._limits = server.settings
         self._loop = server.loop
         self._transport: asyncio.Transport
-        self._reader = RequestReader(server.settings)
-        self._waiting: deque[tuple[Received, float] | Response] = deque()
-        self._task: asyncio.Future[Response] | None = None
-        self._answering: tuple[Received, float] | None = None
+        self._reader = RequestReader(server.settings, server.heads)
+        self._waiting: deque[Request | Response] = deque()
+        self._answering: Request | None = None
+        self._handling: Cancellable | None = None
+        self._starting = False
         self._paused_reading = False
         self._paused_writing = False
         self._unsent = 0
@@ -68,9 +69,10 @@ class Connection(asyncio.Protocol):
         found = self._reader.feed(data)
         if found:
             now = time.perf_counter()
-            self._waiting.extend(
-                (item, now) if isinstance(item, Received) else item for item in found
-            )
+            for item in found:
+                if type(item) is Request:
+                    item.arrived = now
+            self._waiting.extend(found)
         if found or self._reader.state is not before:
             self._set_read_deadline()
         if self._reader.continue_wanted and not self._busy:
@@ -91,8 +93,9 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         self._stop_reading()
         self._waiting.clear()
-        if self._task:
-            self._task.cancel()
+        self._answering = None
+        if self._handling:
+            self._handling.cancel()
         self._server.forget(self)
 
     def pause_writing(self) -> None:
@@ -131,10 +134,10 @@ class Connection(asyncio.Protocol):
 
     @property
     def _busy(self) -> bool:
-        return self._task is not None or bool(self._waiting)
+        return self._answering is not None or bool(self._waiting)
 
     def _answer_next(self) -> None:
-        while self._waiting and self._task is None and not self._paused_writing:
+        while self._waiting and self._answering is None and not self._paused_writing:
             if self._transport.is_closing():
                 return
             due = self._waiting.popleft()
@@ -143,75 +146,64 @@ class Connection(asyncio.Protocol):
                 self._linger()
                 return
             self._answering = due
-            answer = self._handled(due[0].request)
-            if isinstance(answer, Response):
-                self._answered(answer)
-            else:
-                self._task = asyncio.ensure_future(answer)
-                self._task.add_done_callback(self._finished)
+            self._starting = (
+                True  # an answer that comes at once must not start the next from within
+            )
+            try:
+                self._handling = self._server.handler(due, self._answered)
+            except Exception as error:  # a handler answers for itself; this is the last net
+                self._answered(_internal(error))
+            self._starting = False
         if self._paused_reading and len(self._waiting) < self._limits.pipelined:
             self._paused_reading = False
             self._transport.resume_reading()
             self._set_read_deadline()
 
-    def _handled(self, request: Request) -> Response | Awaitable[Response]:
-        try:
-            return self._server.handler(request)
-        except Exception as error:  # a handler answers for itself; this is the last net
-            return _internal(error)
-
-    def _finished(self, task: asyncio.Future[Response]) -> None:
-        self._task = None
-        if task.cancelled():
-            self._transport.abort()
-            return
-        error = task.exception()
-        self._answered(_internal(error) if error else task.result())
-        self._answer_next()
-
     def _answered(self, answer: Response) -> None:
-        assert self._answering is not None
-        last = (
-            not self._answering[0].keep_alive
-            or (self._server.draining and not self._waiting)
-            or (self._reader.state is Reading.CLOSED and not self._waiting)
-        )
-        self._send(answer, self._answering, close=last)
-        self._answering = None
-        if last:
+        """The reply that handlers call; for a client that has gone it does nothing."""
+        asked = self._answering
+        if asked is None:
+            return
+        self._answering = self._handling = None
+        reading = self._reader.state
+        last = not self._waiting and (self._server.draining or reading is Reading.CLOSED)
+        if last or not asked.keep_alive:
+            self._send(answer, asked, close=True)
             self._waiting.clear()
             self._stop_reading()
             self._transport.close()
-        elif self._reader.state is Reading.IDLE and not self._waiting:
+            return
+        self._send(answer, asked, close=False)
+        if self._waiting:
+            if not self._starting:
+                self._answer_next()
+        elif reading is Reading.IDLE:
             self._read_deadline = self._loop.time() + self._limits.idle_seconds
 
-    def _send(self, answer: Response, asked: tuple[Received, float] | None, close: bool) -> None:
+    def _send(self, answer: Response, asked: Request | None, close: bool) -> None:
         if self._transport.is_closing():
             return
-        size = sum(len(part) for part in answer.body)
-        request_id = asked[0].request.headers.get("x-request-id", "") if asked else ""
-        head = [_head(answer.status, answer.content_type), self._server.date, b"%d\r\n" % size]
-        head += [f"{name}: {value}\r\n".encode("latin-1") for name, value in answer.headers]
+        size = 0
+        for part in answer.body:
+            size += len(part)
+        head = b"%b%b%d\r\n%b%b" % (
+            _start(answer.status, answer.content_type),
+            self._server.date,
+            size,
+            _fields(answer.headers) if answer.headers else b"",
+            CLOSE if close else KEEP_ALIVE,
+        )
+        request_id = asked.headers.get("x-request-id", "") if asked else ""
         if request_id:
-            head.append(b"X-Request-ID: %b\r\n" % request_id.encode("latin-1"))
-        head.append(b"Connection: close\r\n\r\n" if close else b"Connection: keep-alive\r\n\r\n")
-        bodyless = asked is not None and asked[0].request.method == "HEAD"
-        parts = head if bodyless else [*head, *answer.body]
-        if size <= JOIN_BYTES:
-            self._transport.write(b"".join(parts))
+            head = b"%bX-Request-ID: %b\r\n" % (head, request_id.encode("latin-1"))
+        if asked and asked.method == "HEAD":
+            self._transport.write(head + b"\r\n")
+        elif size <= JOIN_BYTES:
+            self._transport.write(b"".join((head, b"\r\n", *answer.body)))
         else:
-            self._transport.writelines(parts)
+            self._transport.writelines((head, b"\r\n", *answer.body))
         if asked:
-            received, start = asked
-            self._server.access_log.request(
-                received.request.method,
-                received.request.path,
-                answer.status,
-                time.perf_counter() - start,
-                len(received.request.body),
-                size,
-                request_id,
-            )
+            self._server.access_log.request(asked, answer.status, size, request_id)
 
     def _linger(self) -> None:
         """Say that no more comes, and let the client finish sending into the void."""
@@ -271,6 +263,7 @@ class HttpServer:
         self.draining = False
         self.grace_end = inf
         self.date = _date()
+        self.heads: Heads = {}
         self._connections: set[Connection] = set()
         self._listener: asyncio.Server | None = None
         self._sweeper = self.loop.call_later(SWEEP_SECONDS, self._sweep)
@@ -318,7 +311,12 @@ class HttpServer:
 
 
 @lru_cache(maxsize=256)
-def _head(status: int, content_type: str) -> bytes:
+def _fields(headers: tuple[tuple[str, str], ...]) -> bytes:
+    return b"".join(f"{name}: {value}\r\n".encode("latin-1") for name, value in headers)
+
+
+@lru_cache(maxsize=256)
+def _start(status: int, content_type: str) -> bytes:
     """Everything of an answer's head that depends on nothing else; ends within the date."""
     phrase = HTTPStatus(status).phrase
     return f"HTTP/1.1 {status} {phrase}\r\nContent-Type: {content_type}\r\nDate: ".encode()

@@ -6,6 +6,7 @@ this server and to whatever stands before it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from http import HTTPStatus
@@ -33,12 +34,30 @@ class Reading(Enum):
     CLOSED = "nothing more is read"
 
 
-@dataclass(frozen=True, slots=True)
-class Received:
-    """A whole request, and whether another may follow on the connection."""
+END_OF_HEAD = b"\r\n\r\n"
+MAX_HEAD = 2048
+"""Bytes of a head that is worth remembering."""
 
-    request: Request
-    keep_alive: bool
+MAX_HEADS = 512
+"""Heads that are remembered. Beyond that all are forgotten, and the frequent ones soon known again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What the parser made of a head, kept under its very bytes: clients send few different ones.
+
+    Only heads that leave no choice are kept: a length or no body, no other protocol offered, the
+    connection kept, and a line break wherever a parser could see one.
+    """
+
+    method: str
+    path: str
+    query: str
+    headers: Mapping[str, str]
+    length: int
+
+
+Heads = dict[bytes, Head]
 
 
 class _Stop(Exception):
@@ -48,21 +67,49 @@ class _Stop(Exception):
 class RequestReader:
     """One connection's incoming side. Feed it bytes; it gives requests, or why there are none."""
 
-    def __init__(self, limits: HttpSettings) -> None:
+    def __init__(self, limits: HttpSettings, heads: Heads | None = None) -> None:
         self.state = Reading.IDLE
+        self._heads = heads if heads is not None else {}
+        self._fresh_head = b""
         self.continue_wanted = False
         self._limits = limits
         self._parser = httptools.HttpRequestParser(self)
-        self._found: list[Received | Response] = []
+        self._found: list[Request | Response] = []
         self._refusal: Response | None = None
         self._replaying = False
         self._idle_bytes = 0
         self._begin()
 
-    def feed(self, data: bytes) -> list[Received | Response]:
+    def feed(self, data: bytes) -> list[Request | Response]:
         """The requests that `data` completes. A `Response` is a refusal, and nothing follows it."""
         if self.state is Reading.CLOSED:
             return []
+        if self.state is Reading.IDLE:
+            found, data = self._known_requests(data)
+            return found + self._parsed(data) if data else found
+        return self._parsed(data)
+
+    def _known_requests(self, data: bytes) -> tuple[list[Request | Response], bytes]:
+        """(whole requests at the start whose heads came before, what is left)."""
+        found: list[Request | Response] = []
+        start, size = 0, len(data)
+        self._fresh_head = b""
+        while start < size:
+            end = data.find(END_OF_HEAD, start, start + MAX_HEAD) + len(END_OF_HEAD)
+            if end < len(END_OF_HEAD):
+                break
+            head = self._heads.get(data[start:end])
+            if head is None:
+                self._fresh_head = data[start:end]
+                break
+            stop = end + head.length
+            if stop > size:
+                break
+            found.append(Request(head.method, head.path, head.query, head.headers, data[end:stop]))
+            start = stop
+        return found, data[start:] if start else data
+
+    def _parsed(self, data: bytes) -> list[Request | Response]:
         if self.state is Reading.IDLE:
             self.state = Reading.HEAD
         if self.state is Reading.HEAD:
@@ -202,7 +249,9 @@ class RequestReader:
         if self._parser.should_upgrade() and self._body_follows():
             return  # the parser stops here and is replaced
         keep_alive = self._parser.should_keep_alive()
-        self._found.append(Received(self._request(), keep_alive))
+        request = self._request(keep_alive)
+        self._found.append(request)
+        self._remember(request)
         self._begin()
         self.state = Reading.IDLE if keep_alive else Reading.CLOSED
 
@@ -222,7 +271,26 @@ class RequestReader:
         self._chunks = 0
         self.continue_wanted = False
 
-    def _request(self) -> Request:
+    def _remember(self, request: Request) -> None:
+        """Keep the head for the next time, where the next time can mean nothing else."""
+        head, self._fresh_head = self._fresh_head, b""
+        if not head or not request.keep_alive or self._header_count > MAX_HEAD // 8:
+            return
+        headers = request.headers
+        if "transfer-encoding" in headers or "upgrade" in headers or "expect" in headers:
+            return
+        length = len(request.body)
+        if length != int(headers.get("content-length", "0")) or request.method == "CONNECT":
+            return
+        # Had the parser taken a bare line feed, or one return, for the end, it was not where we saw it.
+        lines = head.count(b"\r\n")
+        if head.count(b"\n") != lines or head.count(b"\r") != lines:
+            return
+        if len(self._heads) >= MAX_HEADS:
+            self._heads.clear()
+        self._heads[head] = Head(request.method, request.path, request.query, headers, length)
+
+    def _request(self, keep_alive: bool) -> Request:
         target, _, query = self._target.partition(b"?")
         if not target.startswith(b"/") and b"://" in target:  # the form meant for proxies
             target = b"/" + target.split(b"://", 1)[1].partition(b"/")[2]
@@ -232,6 +300,7 @@ class RequestReader:
             query.decode("latin-1"),
             {k.decode("latin-1"): v.decode("latin-1") for k, v in self._headers.items()},
             self._body[0] if len(self._body) == 1 else b"".join(self._body),
+            keep_alive,
         )
 
     def _body_follows(self) -> bool:

@@ -14,10 +14,17 @@ from pipeline.bundle import golden
 from pipeline.bundle.decode import DecodeError, Decoder, decode
 from pipeline.bundle.manifest import Bundle, BundleError, Input, Manifest, Output, Variant
 from serving import graph
-from serving.batching import Arrays, Batcher
+from serving.batching import Arrays, Batcher, Entry
 from serving.config import Settings
 from serving.contract import Contract, fits
-from serving.errors import BackendFailure, InvalidRequest, ModelRefused, Overloaded, Unsupported
+from serving.errors import (
+    BackendFailure,
+    InvalidRequest,
+    ModelRefused,
+    Overloaded,
+    ServingError,
+    Unsupported,
+)
 from serving.protocol import InferRequest
 from serving.protocol import Tensor as WireTensor
 from serving.runtime import Session, open_session
@@ -53,17 +60,31 @@ class Model:
         self._decoder = ThreadPoolExecutor(1, "decode")
         self._decoding = 0
 
-    async def infer(self, request: InferRequest) -> tuple[WireTensor, ...]:
-        """The wanted outputs, in the order they were asked for.
+    def infer(
+        self, request: InferRequest, done: Callable[[tuple[WireTensor, ...] | ServingError], None]
+    ) -> Entry:
+        """Queue a request; `done` is told the wanted outputs, in the order they were asked for.
 
-        Raises `InvalidRequest`, `Overloaded` or `BackendFailure`.
+        Raises `InvalidRequest` or `Overloaded`; what the model does wrong, `done` is told.
         """
-        wanted = self.contract.wanted(request)
-        arrays, rows = self.contract.arrays(request)
-        answers = await self._run(arrays, rows)
-        return tuple(
-            WireTensor(name, self.contract.type(name).protocol, answers[name]) for name in wanted
-        )
+        contract = self.contract
+        wanted = contract.wanted(request)
+        arrays, rows = contract.arrays(request)
+
+        def answered(answers: Arrays | ServingError) -> None:
+            if isinstance(answers, ServingError):
+                done(answers)
+            else:
+                done(
+                    tuple(
+                        [
+                            WireTensor(name, contract.protocol[name], answers[name])
+                            for name in wanted
+                        ]
+                    )
+                )
+
+        return self._batcher.enqueue(arrays, rows, _signature(arrays), answered)
 
     async def predict(self, payload: bytes, invert: bool) -> tuple[str, dict[str, float]]:
         """(label, probability by label, most likely first) of one file's bytes.
@@ -83,7 +104,8 @@ class Model:
             raise InvalidRequest(str(error)) from error
         finally:
             self._decoding -= 1
-        answers = await self._run({source.name: row[None]}, 1)
+        arrays = {source.name: row[None]}
+        answers = await self._batcher.submit(arrays, 1, _signature(arrays))
         return ranked(answers[output.name][0], labels)
 
     @property
@@ -96,10 +118,6 @@ class Model:
         self._decoder.shutdown(wait=False, cancel_futures=True)
         if self._runner:
             self._runner.shutdown(wait=False, cancel_futures=True)
-
-    async def _run(self, arrays: Arrays, rows: int) -> Arrays:
-        signature = tuple(array.shape[1:] for array in arrays.values())
-        return await self._batcher.submit(arrays, rows, signature)
 
 
 def load(
@@ -209,6 +227,11 @@ def ranked(probabilities: np.ndarray, labels: tuple[str, ...]) -> tuple[str, dic
         raise BackendFailure("the model's probabilities are not one finite number per label")
     order = np.argsort(-probabilities, kind="stable")
     return labels[order[0]], {labels[i]: float(probabilities[i]) for i in order}
+
+
+def _signature(arrays: Arrays) -> tuple[tuple[int, ...], ...]:
+    """Requests can be joined whose inputs differ in nothing but their rows."""
+    return tuple([array.shape[1:] for array in arrays.values()])
 
 
 def _difference(output: Output, answers: Arrays, expected: Arrays, tolerance: float) -> float:

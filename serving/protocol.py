@@ -21,7 +21,10 @@ EXTENSIONS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+# What is made anew for every request is not frozen: that alone would triple what making it costs.
+
+
+@dataclass(slots=True)
 class Tensor:
     """A named array with its V2 `datatype`; BYTES are object arrays of `str`."""
 
@@ -42,7 +45,7 @@ class WantedOutput:
     binary: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class InferRequest:
     """Tensors in. `outputs` none means all of them, travelling as `binary` says."""
 
@@ -52,7 +55,7 @@ class InferRequest:
     id: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class InferResponse:
     """Tensors out, from one bundle. `outputs` are in the order they were asked for."""
 

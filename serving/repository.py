@@ -69,6 +69,9 @@ class Slot:
     tried: Print | None = None
     asked: bool | None = None
 
+    def __post_init__(self) -> None:
+        self.text = str(self.version)
+
 
 class Repository:
     """Every version found under a path. Found at once, loaded by `load_all`.
@@ -190,8 +193,11 @@ class Repository:
             version = str(default) if default else None
         if version is None:
             versions = self.of(name)
-            answering = [number for number, s in versions.items() if s.state in ANSWERING]
-            slot = versions[max(answering or versions)]
+            if len(versions) == 1:
+                (slot,) = versions.values()
+            else:
+                answering = [number for number, s in versions.items() if s.state in ANSWERING]
+                slot = versions[max(answering or versions)]
         else:
             slot = self.numbered(name, version)
         if slot.state in (State.UNLOADING, State.UNLOADED):

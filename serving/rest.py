@@ -5,19 +5,23 @@ A `Request` in, a `Response` out. `http.py` carries both over the wire and knows
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from http import HTTPStatus
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import parse_qsl, unquote
+from weakref import WeakKeyDictionary
 
 import orjson
 
-from serving import codec_json, errors
+from serving import codec_json, errors, templates
+from serving.contract import Contract
 from serving.control import CLOSED, Control
 from serving.dataplane import DataPlane
-from serving.protocol import EXTENSIONS, NAME, TensorSpec
+from serving.protocol import EXTENSIONS, NAME, InferRequest, InferResponse, TensorSpec
 from serving.telemetry import log
 
 JSON = "application/json"
@@ -42,21 +46,30 @@ STATUS: dict[type[errors.ServingError], HTTPStatus] = {
 CURL_DEFAULT = "application/x-www-form-urlencoded"
 INFER_TYPES = ("", JSON, BINARY, "text/json", CURL_DEFAULT)
 FILE_TYPES = ("", BINARY, CURL_DEFAULT)
+MAX_ROUTES, MAX_PATH = 1024, 512
+"""Paths whose routes are remembered, and characters of one that is."""
+
 TRUE, FALSE = ("true", "1", "yes", ""), ("false", "0", "no")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Request:
-    """One request, whole. `path` is as it was sent; header names are lower-case."""
+    """One request, whole. `path` is as it was sent; header names are lower-case.
+
+    `keep_alive`: whether another may follow on the connection. `arrived` is when the last byte
+    came, by `time.perf_counter`.
+    """
 
     method: str
     path: str
     query: str = ""
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes = b""
+    keep_alive: bool = True
+    arrived: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Response:
     """One answer; the body's parts are sent one after the other."""
 
@@ -66,7 +79,19 @@ class Response:
     headers: tuple[tuple[str, str], ...] = ()
 
 
-Handler = Callable[[Request], Response | Awaitable[Response]]
+Reply = Callable[[Response], None]
+"""Where a request's one answer goes, at once or later, on the event loop."""
+
+
+class Cancellable(Protocol):
+    """What can be told that nobody waits for the answer any more."""
+
+    def cancel(self) -> object: ...
+
+
+Handler = Callable[[Request, Reply], Cancellable | None]
+Route = Callable[[Request, Reply], Response | Awaitable[Response] | Cancellable]
+"""Answers now, or with what is awaited; or calls the reply itself, and says how to call it off."""
 
 
 def failure(status: int, message: str, headers: tuple[tuple[str, str], ...] = ()) -> Response:
@@ -89,65 +114,83 @@ class Rest:
         self._plane = plane
         self._control = control
         self._json_bytes = json_bytes
+        self._routes: dict[str, tuple[str, Route]] = {}
+        self._readers: WeakKeyDictionary[Contract, templates.Reader] = WeakKeyDictionary()
         try:
             self._version = version(NAME)
         except PackageNotFoundError:  # run from a checkout or an image that was not installed
             self._version = "0"
 
-    def __call__(self, request: Request) -> Response | Awaitable[Response]:
-        """The answer, at once or awaited."""
+    def __call__(self, request: Request, reply: Reply) -> Cancellable | None:
+        """Answer a request; what comes back calls off an answer that is not there yet."""
         try:
-            allowed, handler = self._route([unquote(step) for step in request.path.split("/")])
+            allowed, route = self._routes.get(request.path) or self._found(request.path)
             method = "GET" if request.method == "HEAD" else request.method
             if method != allowed:
                 verbs = "GET, HEAD" if allowed == "GET" else allowed
-                return failure(
-                    HTTPStatus.METHOD_NOT_ALLOWED,
-                    f"method {request.method} is not allowed here, expected {verbs}",
-                    (("Allow", verbs),),
+                reply(
+                    failure(
+                        HTTPStatus.METHOD_NOT_ALLOWED,
+                        f"method {request.method} is not allowed here, expected {verbs}",
+                        (("Allow", verbs),),
+                    )
                 )
-            encoding = request.headers.get("content-encoding", "identity").strip().lower()
-            if encoding != "identity":
+                return None
+            encoding = request.headers.get("content-encoding")
+            if encoding and encoding.strip().lower() != "identity":
                 raise errors.UnsupportedMedia(
                     f"Content-Encoding: expected identity, got {encoding[:80]!r}"
                 )
-            answer = handler(request)
+            answer = route(request, reply)
         except Exception as error:
-            return _failed(error)
-        return answer if isinstance(answer, Response) else _guarded(answer)
+            reply(_failed(error))
+            return None
+        if isinstance(answer, Response):
+            reply(answer)
+            return None
+        return _awaited(answer, reply) if isinstance(answer, Awaitable) else answer
 
-    def _route(self, steps: list[str]) -> tuple[str, Handler]:
+    def _found(self, path: str) -> tuple[str, Route]:
+        """A path's route, remembered: there are few, and finding one costs more than a lookup."""
+        route = self._route([unquote(step) for step in path.split("/")])
+        if len(self._routes) >= MAX_ROUTES:
+            self._routes.clear()
+        if len(path) <= MAX_PATH:
+            self._routes[path] = route
+        return route
+
+    def _route(self, steps: list[str]) -> tuple[str, Route]:
         match steps:
             case ["", "v2", "models", name, "infer"]:
-                return "POST", lambda request: self._infer(request, name, None)
+                return "POST", partial(self._infer, name, None)
             case ["", "v2", "models", name, "versions", number, "infer"]:
-                return "POST", lambda request: self._infer(request, name, number)
+                return "POST", partial(self._infer, name, number)
             case ["", "v2", "models", name, "predict"]:
-                return "POST", lambda request: self._predict(request, name, None)
+                return "POST", lambda request, reply: self._predict(request, name, None)
             case ["", "v2", "models", name, "versions", number, "predict"]:
-                return "POST", lambda request: self._predict(request, name, number)
+                return "POST", lambda request, reply: self._predict(request, name, number)
             case ["", "v2"] | ["", "v2", ""]:
-                return "GET", self._server
+                return "GET", lambda request, reply: self._server()
             case ["", "v2", "health", "live"]:
-                return "GET", self._live
+                return "GET", lambda request, reply: self._live()
             case ["", "v2", "health", "ready"]:
-                return "GET", self._ready
+                return "GET", lambda request, reply: self._ready()
             case ["", "v2", "models"] | ["", "v2", "models", ""]:
-                return "GET", lambda request: _json({"models": self._plane.models()})
+                return "GET", lambda request, reply: _json({"models": self._plane.models()})
             case ["", "v2", "models", name]:
-                return "GET", lambda request: self._metadata(name, None)
+                return "GET", lambda request, reply: self._metadata(name, None)
             case ["", "v2", "models", name, "versions", number]:
-                return "GET", lambda request: self._metadata(name, number)
+                return "GET", lambda request, reply: self._metadata(name, number)
             case ["", "v2", "models", name, "ready"]:
-                return "GET", lambda request: self._model_ready(name, None)
+                return "GET", lambda request, reply: self._model_ready(name, None)
             case ["", "v2", "models", name, "versions", number, "ready"]:
-                return "GET", lambda request: self._model_ready(name, number)
+                return "GET", lambda request, reply: self._model_ready(name, number)
             case ["", "v2", "models", name, "config"]:
-                return "GET", lambda request: _json(self._plane.config(name, None))
+                return "GET", lambda request, reply: _json(self._plane.config(name, None))
             case ["", "v2", "models", name, "versions", number, "config"]:
-                return "GET", lambda request: _json(self._plane.config(name, number))
+                return "GET", lambda request, reply: _json(self._plane.config(name, number))
             case ["", "v2", "repository", "index"] | ["", "v2", "repository", _, "index"]:
-                return "POST", self._index
+                return "POST", lambda request, reply: self._index(request)
             case ["", "v2", "repository", "models", name, "load" | "unload" as change] | [
                 "",
                 "v2",
@@ -157,16 +200,16 @@ class Rest:
                 name,
                 "load" | "unload" as change,
             ]:
-                return "POST", lambda request: self._change(request, change, name)
+                return "POST", lambda request, reply: self._change(request, change, name)
         raise errors.NotFound("no such path; the Open Inference Protocol begins at /v2")
 
-    def _server(self, request: Request) -> Response:
+    def _server(self) -> Response:
         return _json({"name": NAME, "version": self._version, "extensions": EXTENSIONS})
 
-    def _live(self, request: Request) -> Response:
+    def _live(self) -> Response:
         return _json({"live": self._plane.live()})
 
-    def _ready(self, request: Request) -> Response:
+    def _ready(self) -> Response:
         if self._plane.ready():
             return _json({"ready": True, "live": True})
         return _unready("the server is not ready: it is loading, draining, or has no model")
@@ -221,22 +264,32 @@ class Rest:
             ]
         )
 
-    async def _infer(self, request: Request, name: str, number: str | None) -> Response:
+    def _infer(self, name: str, number: str | None, request: Request, reply: Reply) -> Cancellable:
         _check_type(request, INFER_TYPES, f"{JSON} or {BINARY}")
-        length = request.headers.get(HEADER_LENGTH, "")
-        if codec_json.is_raw(length):
-            asked = codec_json.decode_raw(request.body, self._plane.inputs(name, number))
-        else:
-            # An unknown model is told before a bad tensor, a bad shape before its data is read.
-            check = self._plane.check(name, number)
-            asked = codec_json.decode(request.body, length, check, self._json_bytes)
-        answer = await self._plane.infer(name, number, asked)
-        parts, json_bytes = codec_json.encode(asked, answer)
-        if json_bytes < 0:
-            return Response(HTTPStatus.OK, parts)
-        return Response(
-            HTTPStatus.OK, parts, BINARY, (("Inference-Header-Content-Length", str(json_bytes)),)
-        )
+
+        def read(contract: Contract) -> InferRequest:
+            length = request.headers.get(HEADER_LENGTH, "")
+            if codec_json.is_raw(length):
+                return codec_json.decode_raw(request.body, self._plane.inputs(name, number))
+            return self._reader(contract).read(request.body, length)
+
+        def done(asked: InferRequest, answer: InferResponse | errors.ServingError) -> None:
+            try:
+                response = (
+                    _failed(answer) if isinstance(answer, Exception) else _told(asked, answer)
+                )
+            except Exception as error:
+                response = _failed(error)
+            reply(response)
+
+        return self._plane.submit(name, number, read, done)
+
+    def _reader(self, contract: Contract) -> templates.Reader:
+        reader = self._readers.get(contract)
+        if reader is None:
+            reader = templates.Reader(contract.check, self._json_bytes)
+            self._readers[contract] = reader
+        return reader
 
     async def _predict(self, request: Request, name: str, number: str | None) -> Response:
         _check_type(request, FILE_TYPES, f"image/..., {BINARY}", prefix="image/")
@@ -247,11 +300,22 @@ class Rest:
         return Response(HTTPStatus.OK, (codec_json.encode_prediction(answer),))
 
 
-async def _guarded(answer: Awaitable[Response]) -> Response:
-    try:
-        return await answer
-    except Exception as error:
-        return _failed(error)
+def _told(asked: InferRequest, answer: InferResponse) -> Response:
+    parts, json_bytes = codec_json.encode(asked, answer)
+    if json_bytes < 0:
+        return Response(200, parts)
+    return Response(200, parts, BINARY, (("Inference-Header-Content-Length", str(json_bytes)),))
+
+
+def _awaited(answer: Awaitable[Response], reply: Reply) -> Cancellable:
+    async def wait() -> None:
+        try:
+            response = await answer
+        except Exception as error:
+            response = _failed(error)
+        reply(response)
+
+    return asyncio.ensure_future(wait())
 
 
 def _failed(error: Exception) -> Response:
@@ -294,7 +358,10 @@ def _spec(spec: TensorSpec) -> dict[str, Any]:
 def _check_type(
     request: Request, known: tuple[str, ...], expected: str, prefix: str = "\0"
 ) -> None:
-    sent = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    sent = request.headers.get("content-type", "")
+    if sent in known:
+        return
+    sent = sent.partition(";")[0].strip().lower()
     if sent not in known and not sent.startswith(prefix):
         raise errors.UnsupportedMedia(f"Content-Type: expected {expected}, got {sent[:80]!r}")
 

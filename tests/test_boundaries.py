@@ -36,6 +36,7 @@ ORDER = (
     "http_reader",
     "rest",
     "rpc",
+    "templates",
     "codec_json",
     "codec_proto",
     "dataplane",

@@ -7,15 +7,15 @@ import socket
 
 from serving.config import HttpSettings
 from serving.http import HttpServer
-from serving.rest import Request, Response
+from serving.rest import Reply, Request, Response
 from serving.telemetry import AccessLog
 
 ASK = b"GET /%d HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
-async def slowly(request: Request) -> Response:
-    await asyncio.sleep(0.05)
-    return Response(200, (request.path.encode(),))
+def slowly(request: Request, reply: Reply) -> asyncio.TimerHandle:
+    answer = Response(200, (request.path.encode(),))
+    return asyncio.get_running_loop().call_later(0.05, reply, answer)
 
 
 async def leave(first: bytes, then: bytes) -> bytes:
