@@ -64,7 +64,7 @@ def paths() -> Iterator[Case]:
         ("delete-model", "DELETE", "/v2/models/digits-test", 405, ("DELETE", "GET")),
         ("post-health", "POST", "/v2/health/live", 405, ("POST", "GET")),
         ("get-index", "GET", "/v2/repository/index", 405, ("GET", "POST")),
-        ("load-is-off", "POST", "/v2/repository/models/digits-test/load", 404, ()),
+        ("load-is-off", "POST", "/v2/repository/models/digits-test/load", 403, ("control",)),
     ):
         yield name, method, path, (b"{}" if method == "POST" else None), {}, status, told
 
