@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import click
 from pydantic import ValidationError
 
 from pipeline.bundle.decode import DecodeError, Decoder, ImageDecoder, decode
 from pipeline.bundle.manifest import Bundle, BundleError, read
+from serving.client import Client, ClientError
 from serving.commands.folders import fail, resolve_bundle
 from serving.commands.hints import hint
 
-TIMEOUT_SECONDS = 30
 BAR_WIDTH = 24
-MAX_ANSWER_BYTES = 64 << 20
+KEY_VARIABLE = "SLIPWAY_KEY"
 
 
 class PredictError(Exception):
@@ -33,16 +31,22 @@ class PredictError(Exception):
 @click.argument("file", metavar="FILE")
 @click.option("--invert", is_flag=True, help="The picture is dark on light, such as ink on paper.")
 @click.option("--json", "as_json", is_flag=True, help="Print label and probabilities as JSON.")
-def command(where: str, file: str, invert: bool, as_json: bool) -> None:
+@click.option(
+    "--ca",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="Certificates to trust instead of the system's, for https:// addresses.",
+)
+def command(where: str, file: str, invert: bool, as_json: bool, ca: Path | None) -> None:
     """Ask a bundle or a running server about FILE ('-' reads standard input).
 
     BUNDLE_OR_URL is a bundle's folder, the bare name of one in ./bundles, the address of a server
-    that serves one model (http://127.0.0.1:8000), or of a model (http://.../v2/models/NAME).
+    that serves one model (http://127.0.0.1:8000), or of a model (http://.../v2/models/NAME). An
+    API key is taken from SLIPWAY_KEY.
     """
     payload = _payload(file)
     try:
         if where.startswith(("http://", "https://")):
-            label, probabilities, decoder = ask_server(where, payload, invert)
+            label, probabilities, decoder = ask_server(where, payload, invert, ca)
         else:
             label, probabilities, decoder = ask_bundle(resolve_bundle(where), payload, invert)
     except (BundleError, DecodeError, PredictError) as error:
@@ -79,42 +83,51 @@ def ask_bundle(
 
 
 def ask_server(
-    url: str, payload: bytes, invert: bool
+    url: str, payload: bytes, invert: bool, ca: Path | None = None
 ) -> tuple[str, dict[str, float], Decoder | None]:
     """(label, probabilities, decoder if told) from a server. Raises `PredictError`."""
-    address = model_address(url)
-    query = "?invert=true" if invert else ""
-    answer = _ask(f"{address}/predict{query}", payload)
+    base, name, version = server_address(url)
     try:
-        label, probabilities = str(answer["label"]), dict(answer["probabilities"])
-    except (KeyError, TypeError, ValueError):
-        raise PredictError(f"{address}: the answer is not a prediction: {answer!r:.200}") from None
-    properties = _ask(address).get("properties")
+        with Client(base, key=os.environ.get(KEY_VARIABLE), ca=ca) as client:
+            name = name or only_model(client)
+            answer = client.predict(name, payload, version, invert)
+            properties = client.metadata(name, version).properties
+    except (ClientError, OSError) as error:
+        raise PredictError(str(error)) from None
     decoder = None
-    if isinstance(properties, Mapping) and "decoder" in properties:
+    if "decoder" in properties:
         try:
             decoder = ImageDecoder.model_validate_json(properties["decoder"])
         except ValidationError:  # a newer server's decoder: no hint then, and no harm
             decoder = None
-    return label, probabilities, decoder
+    return answer.label, dict(answer.probabilities), decoder
 
 
-def model_address(url: str) -> str:
-    """The model a URL means: itself, or the only one its server has. Raises `PredictError`."""
+def server_address(url: str) -> tuple[str, str | None, str | None]:
+    """(server, model or none, version or none) that a URL means. Raises `PredictError`."""
     parts = urlsplit(url)
-    base = f"{parts.scheme}://{parts.netloc}"
     path = parts.path.rstrip("/").removesuffix("/predict").removesuffix("/infer")
-    if path.startswith("/v2/models/"):
-        return base + path
-    if path not in ("", "/v2", "/v2/models"):
-        raise PredictError(f"{url}: expected http://HOST:PORT or http://HOST:PORT/v2/models/NAME")
-    names = _ask(f"{base}/v2/models").get("models")
-    if not isinstance(names, list) or not names:
-        raise PredictError(f"{base}: the server has no models")
+    prefix, found, rest = f"{path}/".partition("/v2/")
+    base, steps = f"{parts.scheme}://{parts.netloc}{prefix.rstrip('/')}", rest.split("/")
+    match [unquote(step) for step in steps]:
+        case [""] | ["models", ""] if found or prefix == "/":
+            return base, None, None
+        case ["models", name, ""]:
+            return base, name, None
+        case ["models", name, "versions", version, ""]:
+            return base, name, version
+    raise PredictError(f"{url}: expected http://HOST:PORT or http://HOST:PORT/v2/models/NAME")
+
+
+def only_model(client: Client) -> str:
+    """The name of the only model a server has. Raises `PredictError` listing several."""
+    names = client.models()
+    if not names:
+        raise PredictError(f"{client.url}: the server has no models")
     if len(names) > 1:
-        addresses = "\n".join(f"  {base}/v2/models/{quote(str(name))}" for name in names)
-        raise PredictError(f"{base} serves {len(names)} models; name one:\n{addresses}")
-    return f"{base}/v2/models/{quote(str(names[0]))}"
+        addresses = "\n".join(f"  {client.url}/v2/models/{quote(name, safe='')}" for name in names)
+        raise PredictError(f"{client.url} serves {len(names)} models; name one:\n{addresses}")
+    return names[0]
 
 
 def drawn(label: str, probabilities: Mapping[str, float]) -> str:
@@ -136,27 +149,3 @@ def _payload(file: str) -> bytes:
     if not payload:
         fail(f"{'standard input' if file == '-' else file}: empty, expected a file's bytes")
     return payload
-
-
-def _ask(url: str, payload: bytes | None = None) -> dict[str, Any]:
-    headers = {} if payload is None else {"Content-Type": "application/octet-stream"}
-    request = urllib.request.Request(url, payload, headers)
-    try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:
-            answer = json.loads(response.read(MAX_ANSWER_BYTES))
-    except urllib.error.HTTPError as error:
-        raise PredictError(f"{url}: {error.code}: {_told(error.read(MAX_ANSWER_BYTES))}") from None
-    except urllib.error.URLError as error:
-        raise PredictError(f"{url}: no answer: {error.reason}; is the server running?") from None
-    except (OSError, ValueError) as error:
-        raise PredictError(f"{url}: no answer that can be read: {error}") from None
-    if not isinstance(answer, dict):
-        raise PredictError(f"{url}: expected a JSON object, got {answer!r:.200}")
-    return answer
-
-
-def _told(body: bytes) -> str:
-    try:
-        return str(json.loads(body)["error"])
-    except (ValueError, KeyError, TypeError):
-        return body[:200].decode(errors="replace")

@@ -33,7 +33,9 @@ from serving.client import (
     Unreachable,
     retries,
 )
+from serving.commands.predict import server_address
 from tests.serving.test_client import Awaited
+from tests.serving.test_commands import slipway
 from tests.serving.unruly import (
     ANSWER,
     Behaviour,
@@ -541,6 +543,38 @@ def test_tls_and_key(kind: Any, certificates: Path) -> None:
                 failure, seconds = took(lambda client=client: client.infer("m", ROW))
                 assert isinstance(failure, Unreachable) and "not trusted" in str(failure)
                 assert failure.tries == 1 and seconds < 5
+
+
+def test_predict_takes_certificates_and_a_key(
+    certificates: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = b'{"model_name":"m","model_version":"1","label":"7","probabilities":{"7":1.0}}'
+    metadata = b'{"name":"m","inputs":[],"outputs":[]}'
+    monkeypatch.setenv("SLIPWAY_KEY", "s3cret")
+    with unruly(says(200, metadata), serving_tls(certificates)) as server:
+        server.script = [says(200, body)]
+        where = (f"{server.url}/v2/models/m", "-", "--json")
+        told = slipway("predict", *where, "--ca", certificates / "server.pem", given=b"x")
+        assert told.exit_code == 0 and json.loads(told.stdout)["label"] == "7", told.output
+        assert all(b"Bearer s3cret" in head for head, _ in server.requests)
+        refused = slipway("predict", *where, given=b"x")
+        assert refused.exit_code == 1 and "not trusted" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("url", "meaning"),
+    [
+        ("http://h:1", ("http://h:1", None, None)),
+        ("http://h:1/v2/", ("http://h:1", None, None)),
+        ("http://h:1/v2/models", ("http://h:1", None, None)),
+        ("http://h/v2/models/a%20b/predict", ("http://h", "a b", None)),
+        ("https://h/v2/models/m/versions/3/infer", ("https://h", "m", "3")),
+        ("https://h/below/v2/models/m", ("https://h/below", "m", None)),
+        ("https://h/below/v2", ("https://h/below", None, None)),
+    ],
+)
+def test_what_an_address_means(url: str, meaning: tuple[str, str | None, str | None]) -> None:
+    assert server_address(url) == meaning
 
 
 @BOTH

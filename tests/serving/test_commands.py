@@ -246,6 +246,7 @@ def test_servers_of_several_models_ask_which(server: Live) -> None:
     [
         ("http://127.0.0.1:9", "-", 1, "is the server running?"),
         ("http://127.0.0.1:9/other", "-", 1, "http://HOST:PORT"),
+        ("http://127.0.0.1:9/v2/models/m/versions", "-", 1, "http://HOST:PORT"),
         ("nowhere", "-", 2, "no such folder"),
         ("{bundle}", "nofile.png", 2, "nofile.png: cannot be read"),
         ("{bundle}", "{bundle}", 2, "cannot be read"),

@@ -1,0 +1,80 @@
+"""A bundle served by a process of its own, for the benchmarks."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import click
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class Served:
+    """`slipway serve` on a free port, ended on leaving. `seconds_to_ready` is from its start."""
+
+    def __init__(self, bundle: str, *options: str) -> None:
+        if not Path(bundle, "manifest.json").is_file():
+            raise click.UsageError(f"{bundle}: not a bundle; `dvc repro` builds bundles/digits-cnn")
+        self._command = [sys.executable, "-m", "pipeline.cli", "serve", bundle, "--port", "0"]
+        self._command += options
+        self.url = ""
+        self.seconds_to_ready = 0.0
+
+    def __enter__(self) -> Self:
+        self._folder = tempfile.TemporaryDirectory()
+        told = Path(self._folder.name, "err")
+        began = time.monotonic()
+        with told.open("wb") as err:
+            self._process = subprocess.Popen(
+                self._command, stdout=subprocess.DEVNULL, stderr=err, env=environment()
+            )
+        while not self.url:
+            time.sleep(0.005)
+            found = re.search(r"^ready: .*(http://\S+:\d+)$", told.read_text(), re.M)
+            if found:
+                self.url = found[1]
+            elif self._process.poll() is not None:
+                raise click.ClickException(told.read_text())
+        self.seconds_to_ready = time.monotonic() - began
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._process.send_signal(signal.SIGTERM)
+        self._process.wait(20)
+        self._folder.cleanup()
+
+    def cpu_seconds(self) -> float:
+        """Processor time of the server and its children: a busy machine does not stretch it."""
+        return sum(_cpu_seconds(pid) for pid in _family(self._process.pid))
+
+
+def environment() -> dict[str, str]:
+    """Ours, with the repository importable."""
+    return {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+def _family(pid: int) -> list[int]:
+    found = [pid]
+    for one in found:  # grows while it is walked
+        children = Path(f"/proc/{one}/task/{one}/children").read_text()
+        found += map(int, children.split())
+    return found
+
+
+def _cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
