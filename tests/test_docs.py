@@ -101,6 +101,19 @@ def test_readme_python(project: Project, server: Live) -> None:
     assert len(eval(done.stdout, {"__builtins__": {}})) == 10
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "program", re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "client.md").read_text(), re.S)
+)
+def test_client_page_examples_work(program: str, project: Project, server: Live) -> None:
+    program = program.replace("http://127.0.0.1:8000", f"http://127.0.0.1:{server.port}")
+    done = project.run(sys.executable, "-W", "error", "-c", program)
+    assert "Traceback" not in done.stderr
+    for told in re.findall(r"^ *print\(.*\)  # (.*)$", program, re.M):
+        for part in told.split("..."):
+            assert part.strip() in done.stdout
+
+
 def test_settings_reference_is_up_to_date() -> None:
     from stages.commands.settings import reference
 
