@@ -50,10 +50,10 @@ class BatchSettings(Section):
     queue_requests: int = Field(1024, ge=1, description="requests that may wait; one more gets 503")
     queue_rows: int = Field(8192, ge=1, description="rows that may wait; more get 503")
     slow_ms: float = Field(
-        10.0,
+        1.0,
         ge=0,
-        description="milliseconds one run of the golden rows may take before the model "
-        "moves from the event loop to a thread of its own",
+        description="milliseconds that a batch may hold up the event loop; one that will take "
+        "longer runs in a thread, and what comes in meanwhile gathers",
     )
 
 

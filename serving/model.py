@@ -54,9 +54,10 @@ class Model:
         self.session = session
         self.variant = settings.variant
         self.contract = Contract(self.manifest.inputs, self.manifest.outputs, settings)
-        self.in_loop = replay.seconds * 1000 <= settings.batching.slow_ms
-        self._runner = None if self.in_loop else ThreadPoolExecutor(1, "model")
-        self._batcher = Batcher(session.run, settings.batching, self._runner)
+        self._runner = ThreadPoolExecutor(1, "model")
+        self._batcher = Batcher(
+            session.run, settings.batching, self._runner, replay.seconds / replay.rows
+        )
         self._decoder = ThreadPoolExecutor(1, "decode")
         self._decoding = 0
 
@@ -116,8 +117,7 @@ class Model:
     def close(self) -> None:
         """Let the threads end."""
         self._decoder.shutdown(wait=False, cancel_futures=True)
-        if self._runner:
-            self._runner.shutdown(wait=False, cancel_futures=True)
+        self._runner.shutdown(wait=False, cancel_futures=True)
 
 
 def load(

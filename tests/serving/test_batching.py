@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -143,6 +144,46 @@ def test_a_thread_gathers_while_it_is_busy() -> None:
 
     asyncio.run(everyone())
     assert runs == [1, 7]
+
+
+def test_only_what_takes_long_leaves_the_loop() -> None:
+    threads: list[tuple[int, bool]] = []
+
+    def run(arrays: Arrays) -> Arrays:
+        rows = len(arrays["x"])
+        threads.append((rows, threading.current_thread() is threading.main_thread()))
+        time.sleep(rows * 0.002)
+        return double(arrays)
+
+    async def everyone() -> None:
+        executor = ThreadPoolExecutor(1)
+        batcher = Batcher(run, BatchSettings(slow_ms=20), executor, row_seconds=0.002)
+        for rows in (1, 40, 2):
+            await batcher.submit({"x": np.ones((rows, 1), np.int64)}, rows, ())
+        executor.shutdown()
+
+    asyncio.run(everyone())
+    assert threads == [(1, True), (40, False), (2, True)]
+
+
+def test_a_model_that_got_slow_is_noticed() -> None:
+    """What a row takes is measured at every run: the promise of the proof is not believed for ever."""
+    on_loop: list[bool] = []
+
+    def run(arrays: Arrays) -> Arrays:
+        on_loop.append(threading.current_thread() is threading.main_thread())
+        time.sleep(0.03)
+        return double(arrays)
+
+    async def everyone() -> None:
+        executor = ThreadPoolExecutor(1)
+        batcher = Batcher(run, BatchSettings(slow_ms=10), executor, row_seconds=1e-6)
+        for _ in range(8):
+            await batcher.submit({"x": np.ones((1, 1), np.int64)}, 1, ())
+        executor.shutdown()
+
+    asyncio.run(everyone())
+    assert on_loop[0] and not on_loop[-1]
 
 
 @pytest.mark.parametrize(("requests", "rows"), [(3, 100), (100, 6)])

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper
 
 from pipeline.bundle.manifest import Gate, read
 from serving import providers, runtime
-from serving.config import BatchSettings, RuntimeSettings, Settings
+from serving.config import RuntimeSettings, Settings
 from serving.contract import Contract
 from serving.errors import BackendFailure, ModelRefused
 from serving.model import Model, load
@@ -47,7 +47,6 @@ def test_a_sound_bundle_is_proven(bundle: Path) -> None:
     assert told == ["verifying", "warming"]
     assert model.replay.rows == 8 and set(model.replay.differences) == {"logits", "probabilities"}
     assert max(model.replay.differences.values()) <= 1e-5
-    assert model.in_loop
 
 
 def off_by(difference: float) -> dict[str, np.ndarray]:
@@ -161,12 +160,6 @@ def test_a_process_refuses_what_is_not_proven(start: Callable[..., Live], tmp_pa
     assert server.process.wait(20) == 1
     assert server.told().count("\n") == 1
     assert server.told().startswith("error: ") and "0.25" in server.told()
-
-
-def test_slow_models_leave_the_loop(bundle: Path) -> None:
-    model = loaded(bundle, Settings(batching=BatchSettings(slow_ms=0)))
-    assert not model.in_loop
-    model.close()
 
 
 def test_contract_of_two_inputs() -> None:
