@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import uvloop
 
@@ -20,6 +21,9 @@ from serving.http import HttpServer
 from serving.repository import Repository, State
 from serving.rest import Rest
 from serving.telemetry import AccessLog, log
+
+if TYPE_CHECKING:
+    from serving.rpc import RpcServer
 
 
 class StartError(Exception):
@@ -35,6 +39,9 @@ def serve(path: Path, settings: Settings) -> None:
     check_control(settings)
     repository = Repository(path, settings)
     with bound(settings.http) as sock, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        if settings.grpc.enabled:  # told before models are loaded: grpc binds for itself, later
+            place = settings.http.model_copy(update={"port": settings.grpc.port})
+            bound(place, "--grpc-port, or --no-grpc").close()
         runner.run(_run(repository, settings, sock))
 
 
@@ -42,7 +49,9 @@ async def _run(repository: Repository, settings: Settings, sock: socket.socket) 
     """Everything the server is made of, from the inside out."""
     plane = DataPlane(repository)
     door = Rest(plane, settings.http.json_bytes)
-    server = HttpServer(door, settings.http, AccessLog(settings.http.access_log))
+    access_log = AccessLog(settings.http.access_log)
+    server = HttpServer(door, settings.http, access_log)
+    doors: list[HttpServer | RpcServer] = [server]
     changes = Changes(repository)
     control = Control(changes)
 
@@ -53,19 +62,23 @@ async def _run(repository: Repository, settings: Settings, sock: socket.socket) 
     try:
         # In a thread, so that health answers meanwhile: live at once, ready when the proof is done.
         loading = asyncio.get_running_loop().run_in_executor(None, repository.load_all)
+        rpc_port = 0
+        if settings.grpc.enabled:
+            rpc, rpc_port = await _rpc(plane, settings, access_log)
+            doors.append(rpc)
         await asyncio.wait({loading, stop}, return_when=asyncio.FIRST_COMPLETED)
         if loading.done():
             loading.result()
-            _announce(repository, sock)
+            _announce(repository, sock, rpc_port)
             await stop
             plane.leave()
             await asyncio.sleep(settings.notice_seconds)
-        if not await server.drain(settings.drain_seconds):
+        if not await _drained(doors, settings.drain_seconds):
             log("warning", "requests were cut off", after_seconds=settings.drain_seconds)
         if not loading.done() or changes.under_way:
             os._exit(0)  # a load cannot be interrupted, and nobody waits for it any more
     except ModelRefused:
-        await server.drain(0)
+        await _drained(doors, 0)
         raise
     finally:
         watching.cancel()
@@ -97,8 +110,26 @@ async def _watch(control: Control, settings: Settings) -> None:
         await watch(control, settings.repository.poll_seconds)
 
 
-def bound(settings: HttpSettings) -> socket.socket:
-    """A socket bound to the address, not yet listening. Raises `StartError`."""
+async def _rpc(
+    plane: DataPlane, settings: Settings, access_log: AccessLog
+) -> tuple[RpcServer, int]:
+    """(the gRPC door, its port). Raises `StartError`."""
+    from serving.rpc import RpcServer  # switched off, it costs nothing
+
+    server = RpcServer(plane, settings.grpc, access_log)
+    try:
+        return server, await server.start(settings.http.host)
+    except OSError as error:
+        raise StartError(str(error)) from error
+
+
+async def _drained(doors: list[HttpServer | RpcServer], seconds: float) -> bool:
+    """Whether every door could finish what it had."""
+    return all(await asyncio.gather(*(door.drain(seconds) for door in doors)))
+
+
+def bound(settings: HttpSettings, option: str = "--port") -> socket.socket:
+    """A socket bound to the address. Raises `StartError`, which names the option to change."""
     try:
         family, kind, number, _, address = socket.getaddrinfo(
             settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -112,17 +143,17 @@ def bound(settings: HttpSettings) -> socket.socket:
         sock.listen(settings.backlog)
     except OSError as error:
         sock.close()
-        raise StartError(_bind_failure(settings, error)) from error
+        raise StartError(_bind_failure(settings, option, error)) from error
     sock.setblocking(False)
     return sock
 
 
-def _bind_failure(settings: HttpSettings, error: OSError) -> str:
+def _bind_failure(settings: HttpSettings, option: str, error: OSError) -> str:
     place = f"{settings.host}:{settings.port}"
     if isinstance(error, PermissionError):
-        return f"{place}: not permitted; ports below 1024 belong to root, choose another --port"
+        return f"{place}: not permitted; ports below 1024 belong to root, choose another {option}"
     if "in use" in (error.strerror or ""):
-        return f"{place} is in use: stop what listens there, or choose another --port"
+        return f"{place} is in use: stop what listens there, or choose another {option}"
     return f"{place}: {error.strerror}"
 
 
@@ -142,8 +173,11 @@ def _signalled() -> asyncio.Future[None]:
     return stop
 
 
-def _announce(repository: Repository, sock: socket.socket) -> None:
+def _announce(repository: Repository, sock: socket.socket, rpc_port: int) -> None:
     address = _url(sock)
+    if rpc_port:
+        place = address.removeprefix("http://").rpartition(":")[0]
+        address += f" and grpc://{place}:{rpc_port}"
     ready = [slot for slot in repository.slots() if slot.state is State.READY and slot.model]
     for slot in ready:
         assert slot.model

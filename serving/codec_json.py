@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import gc
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import orjson
 
-from pipeline.bundle.tensors import BY_PROTOCOL, TensorType
+from pipeline.bundle.tensors import BY_PROTOCOL
 from serving.errors import InvalidRequest, TooLarge, Unsupported
 from serving.protocol import (
     InferRequest,
@@ -37,17 +37,11 @@ from serving.tensor_data import (
     told,
     utf8,
 )
+from serving.tensor_head import Check, check_count, check_id, check_unique, datatype
+from serving.tensor_head import shape as axes
 
-MAX_RANK = 8
-MAX_TENSORS = 256
-MAX_ID = 1024
-MAX_ELEMENTS = 2**31 - 1
-"""Of one tensor, a zero axis counted as one: numpy cannot shape everything that is empty."""
 MAX_JSON = 16 << 20
 """Bytes of JSON, where a deployment says nothing else."""
-
-Check = Callable[[str, str, Sequence[int]], None]
-"""Told an input's name, datatype and shape before its data is read; raises `InvalidRequest`."""
 
 LENGTH = re.compile(r"[0-9]{1,18}")
 
@@ -184,10 +178,7 @@ def _request(
     fields: dict[str, Any], body: bytes, offset: int, framed: bool, check: Check | None
 ) -> InferRequest:
     identity = fields.get("id")
-    if identity is not None and (not isinstance(identity, str) or len(identity) > MAX_ID):
-        raise InvalidRequest(
-            f"id: expected a text of up to {MAX_ID} characters, got {told(identity)}"
-        )
+    check_id(identity)
     binary = _flag(_parameters(fields, "the request"), "binary_data_output", "the request", False)
     inputs = []
     for number, item in enumerate(_list(fields, "inputs")):
@@ -200,14 +191,14 @@ def _request(
         raise InvalidRequest(
             f"the body: {len(body) - offset} bytes more than binary_data_size of the inputs says"
         )
-    _check_unique([tensor.name for tensor in inputs], "input")
+    check_unique([tensor.name for tensor in inputs], "input")
     outputs: tuple[WantedOutput, ...] | None = None
     if fields.get("outputs"):
         outputs = tuple(
             _wanted(item, f"outputs[{number}]", binary)
             for number, item in enumerate(_list(fields, "outputs"))
         )
-        _check_unique([output.name for output in outputs], "output")
+        check_unique([output.name for output in outputs], "output")
     elif fields.get("outputs", []) != []:
         _list(fields, "outputs")
     return InferRequest(tuple(inputs), outputs, binary, identity)
@@ -224,8 +215,8 @@ def _input(
 ) -> tuple[Tensor, int]:
     """(the tensor, where the next binary one begins)."""
     where = f"input {name!r}"
-    kind = _datatype(item.get("datatype"), where)
-    shape = _shape(item.get("shape"), where)
+    kind = datatype(item.get("datatype"), where)
+    shape = axes(item.get("shape"), where)
     if check:
         check(name, kind.protocol, shape)
     size = parameters.get("binary_data_size")
@@ -292,42 +283,5 @@ def _list(fields: dict[str, Any], key: str) -> list[Any]:
     value = fields.get(key)
     if not isinstance(value, list):
         raise InvalidRequest(f"{key}: expected a list of tensors, got {kind_of(value)}")
-    if len(value) > MAX_TENSORS:
-        raise InvalidRequest(f"{key}: expected at most {MAX_TENSORS} tensors, got {len(value)}")
-    return value
-
-
-def _check_unique(names: list[str], what: str) -> None:
-    if len(set(names)) != len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise InvalidRequest(f"{what} {twice!r}: expected once, got {names.count(twice)} times")
-
-
-def _datatype(value: Any, where: str) -> TensorType:
-    kind = BY_PROTOCOL.get(value) if isinstance(value, str) else None
-    if kind is None:
-        raise InvalidRequest(
-            f"{where}: datatype: expected one of {', '.join(BY_PROTOCOL)}, got {told(value)}"
-        )
-    return kind
-
-
-def _shape(value: Any, where: str) -> list[int]:
-    if not isinstance(value, list) or len(value) > MAX_RANK:
-        raise InvalidRequest(
-            f"{where}: shape: expected a list of up to {MAX_RANK} whole numbers, got {told(value)}"
-        )
-    for axis in value:
-        if type(axis) is not int or axis < 0:
-            raise InvalidRequest(
-                f"{where}: shape: expected whole numbers from 0, the batch included, "
-                f"got {told(value)}"
-            )
-    elements = 1
-    for axis in value:
-        elements *= max(axis, 1)
-    if elements > MAX_ELEMENTS:
-        raise InvalidRequest(
-            f"{where}: shape: expected at most {MAX_ELEMENTS} elements, got {told(value)}"
-        )
+    check_count(key, len(value))
     return value

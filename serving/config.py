@@ -42,6 +42,41 @@ class HttpSettings(Section):
     access_log: bool = Field(True, description="one JSON line a request, on standard output")
 
 
+class GrpcSettings(Section):
+    """The gRPC door: it listens at `http.host`. A limit of 0 seconds is none."""
+
+    enabled: bool = Field(True, description="whether there is one; without, grpc is never imported")
+    port: int = Field(8001, ge=0, le=65535, description="TCP port; 0 takes a free one")
+    message_bytes: int = Field(
+        64 << 20, ge=1, lt=1 << 31, description="bytes of one message; more is RESOURCE_EXHAUSTED"
+    )
+    header_bytes: int = Field(
+        16 << 10, ge=1024, lt=1 << 31, description="bytes of one call's metadata"
+    )
+    connections: int = Field(1024, ge=1, lt=1 << 31, description="open connections")
+    calls: int = Field(
+        1024, ge=1, description="calls at a time; one more is answered RESOURCE_EXHAUSTED"
+    )
+    streams: int = Field(
+        256, ge=1, lt=1 << 31, description="calls at a time on one connection; more wait"
+    )
+    pipelined: int = Field(
+        16, ge=1, description="requests of one ModelStreamInfer that may wait their turn"
+    )
+    handshake_seconds: float = Field(5.0, gt=0, description="seconds a client has to begin HTTP/2")
+    idle_seconds: float = Field(0.0, ge=0, description="seconds a connection may be without calls")
+    age_seconds: float = Field(
+        0.0, ge=0, description="seconds after which a connection is asked to come anew"
+    )
+    keepalive_seconds: float = Field(
+        60.0, gt=0, description="seconds of silence until a client is asked whether it is there"
+    )
+    keepalive_patience: float = Field(20.0, gt=0, description="seconds a client has to answer that")
+    ping_seconds: float = Field(
+        10.0, ge=0, description="seconds between a client's own pings; one that hurries is cut off"
+    )
+
+
 class BatchSettings(Section):
     """How requests share one run of the model."""
 
@@ -246,6 +281,7 @@ class Settings(Section):
     """Everything `slipway serve` can be told."""
 
     http: HttpSettings = HttpSettings()
+    grpc: GrpcSettings = GrpcSettings()
     batching: BatchSettings = BatchSettings()
     graph: GraphSettings = GraphSettings()
     runtime: RuntimeSettings = RuntimeSettings()

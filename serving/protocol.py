@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 
@@ -19,6 +20,14 @@ EXTENSIONS = (
     "parameters",
     "predict",
 )
+
+
+def server_version() -> str:
+    """What is installed here; 0 in a checkout or an image that was not installed."""
+    try:
+        return version(NAME)
+    except PackageNotFoundError:
+        return "0"
 
 
 # What is made anew for every request is not frozen: that alone would triple what making it costs.

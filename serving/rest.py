@@ -10,7 +10,6 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from http import HTTPStatus
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Protocol
 from urllib.parse import parse_qsl, unquote
 from weakref import WeakKeyDictionary
@@ -21,8 +20,15 @@ from serving import codec_json, errors, templates
 from serving.contract import Contract
 from serving.control import CLOSED, Control
 from serving.dataplane import DataPlane
-from serving.protocol import EXTENSIONS, NAME, InferRequest, InferResponse, TensorSpec
-from serving.telemetry import log
+from serving.protocol import (
+    EXTENSIONS,
+    NAME,
+    InferRequest,
+    InferResponse,
+    TensorSpec,
+    server_version,
+)
+from serving.telemetry import log, places
 
 JSON = "application/json"
 BINARY = "application/octet-stream"
@@ -116,10 +122,7 @@ class Rest:
         self._json_bytes = json_bytes
         self._routes: dict[str, tuple[str, Route]] = {}
         self._readers: WeakKeyDictionary[Contract, templates.Reader] = WeakKeyDictionary()
-        try:
-            self._version = version(NAME)
-        except PackageNotFoundError:  # run from a checkout or an image that was not installed
-            self._version = "0"
+        self._version = server_version()
 
     def __call__(self, request: Request, reply: Reply) -> Cancellable | None:
         """Answer a request; what comes back calls off an answer that is not there yet."""
@@ -322,7 +325,7 @@ def _failed(error: Exception) -> Response:
     """A failure as an answer. What was not foreseen is logged whole and told in general words."""
     status = STATUS.get(type(error)) if isinstance(error, errors.ServingError) else None
     if status is None:
-        log("error", "internal error", kind=type(error).__name__, trace=_trace(error))
+        log("error", "internal error", kind=type(error).__name__, trace=places(error))
         return failure(HTTPStatus.INTERNAL_SERVER_ERROR, "internal error; the server's log has it")
     headers: tuple[tuple[str, str], ...] = ()
     if status is HTTPStatus.SERVICE_UNAVAILABLE:
@@ -330,16 +333,6 @@ def _failed(error: Exception) -> Response:
     if isinstance(error, errors.BackendFailure | errors.DeadlineExceeded):
         log("error", "backend failure", reason=str(error))
     return failure(status, str(error), headers)
-
-
-def _trace(error: Exception) -> list[str]:
-    """Where it happened, without values: they may be what was sent."""
-    steps, frame = [], error.__traceback__
-    while frame:
-        code = frame.tb_frame.f_code
-        steps.append(f"{code.co_filename.rpartition('/')[2]}:{frame.tb_lineno} {code.co_name}")
-        frame = frame.tb_next
-    return steps
 
 
 def _json(value: Any) -> Response:

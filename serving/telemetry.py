@@ -18,6 +18,16 @@ def log(level: str, event: str, **fields: Any) -> None:
     _write(sys.stderr, [_line({"level": level, "event": event} | fields)])
 
 
+def places(error: Exception) -> list[str]:
+    """Where it happened, without values: they may be what was sent."""
+    steps, frame = [], error.__traceback__
+    while frame:
+        code = frame.tb_frame.f_code
+        steps.append(f"{code.co_filename.rpartition('/')[2]}:{frame.tb_lineno} {code.co_name}")
+        frame = frame.tb_next
+    return steps
+
+
 class Asked(Protocol):
     """What of a request is worth a line."""
 

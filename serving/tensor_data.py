@@ -20,7 +20,7 @@ MAX_TOLD = 80
 """Characters of a value that are repeated in a message."""
 
 
-def _count(shape: list[int]) -> int:
+def element_count(shape: list[int]) -> int:
     """Elements of a shape, exactly: Python's integers do not overflow."""
     count = 1
     for axis in shape:
@@ -32,9 +32,9 @@ def from_json(where: str, kind: TensorType, shape: list[int], data: Any) -> np.n
     if not isinstance(data, list):
         raise InvalidRequest(f"{where}: data: expected a list of values, got {kind_of(data)}")
     values = _flat(where, shape, data)
-    if len(values) != _count(shape):
+    if len(values) != element_count(shape):
         raise InvalidRequest(
-            f"{where}: data: expected {_count(shape)} values for shape {shape}, got {len(values)}"
+            f"{where}: data: expected {element_count(shape)} values for shape {shape}, got {len(values)}"
         )
     expected, allowed = _accepted(kind)
     for found in set(map(type, values)) - allowed:
@@ -96,12 +96,12 @@ def from_bytes(
     name: str, kind: TensorType, shape: list[int], body: bytes, offset: int, size: int
 ) -> np.ndarray:
     """A view of the body, copied only where it does not lie as the processor likes it."""
-    expected = _count(shape) * kind.itemsize
+    expected = element_count(shape) * kind.itemsize
     if size != expected:
         raise InvalidRequest(
             f"input {name!r}: expected {expected} bytes for {kind.protocol} {shape}, got {size}"
         )
-    array = np.frombuffer(body, kind.numpy, _count(shape), offset).reshape(shape)
+    array = np.frombuffer(body, kind.numpy, element_count(shape), offset).reshape(shape)
     if kind.protocol == "BOOL" and size and int(array.view(np.uint8).max()) > 1:
         raise InvalidRequest(f"input {name!r}: expected BOOL bytes of 0 or 1")
     return array if array.flags.aligned else array.copy()
@@ -110,7 +110,7 @@ def from_bytes(
 def from_texts(where: str, shape: list[int], payload: memoryview) -> np.ndarray:
     """BYTES: each element as its length (uint32, little-endian) and that many bytes of UTF-8."""
     texts: list[str] = []
-    position, expected = 0, _count(shape)
+    position, expected = 0, element_count(shape)
     while position < len(payload):
         if len(texts) == expected:
             raise InvalidRequest(f"{where}: expected {expected} texts for shape {shape}, got more")

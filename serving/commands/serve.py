@@ -1,4 +1,4 @@
-"""`slipway serve`: a bundle, or a repository of them, over HTTP."""
+"""`slipway serve`: a bundle, or a repository of them, over HTTP and gRPC."""
 
 from __future__ import annotations
 
@@ -16,6 +16,10 @@ from serving.config import Settings, load
 @click.argument("path")
 @click.option("--host", help="Address to listen on.  [default: 127.0.0.1]")
 @click.option("--port", type=int, help="TCP port; 0 takes a free one.  [default: 8000]")
+@click.option(
+    "--grpc-port", type=int, help="TCP port of gRPC; 0 takes a free one.  [default: 8001]"
+)
+@click.option("--grpc/--no-grpc", default=None, help="Whether to speak gRPC too.  [default: yes]")
 @click.option(
     "--control-port",
     type=int,
@@ -73,6 +77,8 @@ def with_options(settings: Settings, options: dict[str, Any]) -> Settings:
         "host": ("http", "host"),
         "port": ("http", "port"),
         "insecure_public": ("http", "insecure_public"),
+        "grpc_port": ("grpc", "port"),
+        "grpc": ("grpc", "enabled"),
         "access_log": ("http", "access_log"),
         "control_port": ("control", "port"),
         "provider": ("runtime", "provider"),

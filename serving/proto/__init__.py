@@ -3,7 +3,8 @@
 `onnx.binpb` is the descriptor of `onnx-ml.proto` (the ONNX project, Apache-2.0) as the `onnx` package
 holds it; a test compares the two. Reading a graph needs the messages alone, and the package would
 be a tenth of the serving install. The descriptor lives in a pool of its own, so that a process that
-also imports `onnx` (training does) has both without a clash of names.
+also imports `onnx` (training does) has both without a clash of names. `inference.py` beside this file
+has the messages of the gRPC door.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     """The repository, served; nothing any test sends may have brought it down."""
-    live = Live(repository, tmp_path_factory.mktemp("server"))
+    live = Live(repository, tmp_path_factory.mktemp("server"), "--grpc-port", "0")
     yield live
     assert live.process.poll() is None, live.told()
     assert live.stop() == 0

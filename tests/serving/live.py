@@ -18,10 +18,13 @@ import numpy as np
 
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 30
+READY = re.compile(
+    r"^ready: .* on http://127\.0\.0\.1:(\d+)(?: and grpc://127\.0\.0\.1:(\d+))?$", re.M
+)
 
 
 class Live:
-    """`slipway serve` in a process of its own, on a free port."""
+    """`slipway serve` in a process of its own, on free ports; with gRPC only where it is asked for."""
 
     def __init__(
         self,
@@ -41,6 +44,7 @@ class Live:
             str(path),
             "--port",
             "0",
+            *(() if "--grpc-port" in options else ("--no-grpc",)),
             *options,
         ]
         self.started = time.monotonic()
@@ -49,15 +53,16 @@ class Live:
                 command, stdout=out, stderr=err, env={**os.environ, "PYTHONPATH": python_path}
             )
         self.port = 0
+        self.grpc_port = 0
         if wait:
             self._await_ready()
         self.seconds_to_ready = time.monotonic() - self.started
 
     def _await_ready(self) -> None:
         while time.monotonic() < self.started + START_SECONDS:
-            found = re.search(r"^ready: .* on http://127\.0\.0\.1:(\d+)$", self.told(), re.M)
+            found = READY.search(self.told())
             if found:
-                self.port = int(found[1])
+                self.port, self.grpc_port = int(found[1]), int(found[2] or 0)
                 return
             if self.process.poll() is not None:
                 break

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from serving import codec_json
+from serving import codec_json, codec_proto
 from serving.errors import InvalidRequest
+from serving.proto.inference import message
 from serving.protocol import InferRequest, InferResponse, Tensor, WantedOutput
+from serving.tensor_data import to_bytes
 from tests.serving.bundles import TYPES
 from tests.serving.live import Live, binary, framed, outputs, tensor
+from tests.serving.rpc_client import Client, infer_request
+from tests.serving.rpc_client import outputs as rpc_outputs
 
 FINITE = {"allow_nan": False, "allow_infinity": False, "allow_subnormal": False}
 
@@ -59,6 +65,83 @@ def test_json_binary_and_mixed_agree_bit_for_bit(server: Live, data: st.DataObje
     found = outputs(told, answer)
     for name, array in given_arrays.items():
         assert found[f"out_{name}"].tobytes() == array.tobytes(), name
+
+
+@pytest.fixture(scope="module")
+def client(server: Live) -> Iterator[Client]:
+    with Client(server.grpc_port) as client:
+        yield client
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_grpc_answers_the_bytes_it_was_sent(client: Client, data: st.DataObject) -> None:
+    """So does HTTP, in every form, by the test above: the bytes out are the same by every way."""
+    rows = data.draw(st.integers(1, 3))
+    sent = {
+        f"in_{name}": np.resize(data.draw(arrays(name), label=name), (rows, 2, 2)) for name in TYPES
+    }
+    order = data.draw(st.permutations(list(sent)), label="order")
+    found = client.infer(infer_request("types", {name: sent[name] for name in order}))
+    for name, array in sent.items():
+        assert found[name.replace("in_", "out_")].tobytes() == array.tobytes(), name
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_one_tensor_by_every_way_in_is_one_tensor(
+    server: Live, client: Client, data: st.DataObject
+) -> None:
+    """JSON, binary, raw body, gRPC typed and raw, compressed, streamed: the same bytes come out."""
+    values = data.draw(
+        hnp.arrays(
+            "float32",
+            st.tuples(st.just(1), st.integers(1, 6)),
+            elements=hnp.from_dtype(np.dtype("float32"), min_value=2**-20, max_value=2**20),
+        )
+    )
+    path = "/v2/models/series/infer"
+    out = {"parameters": {"binary_data_output": True}}
+    as_json = {"inputs": [tensor("values", values, "FP32")], **out}
+    in_binary = {"inputs": [binary("values", values, "FP32")], **out}
+    typed = infer_request("series", {"values": values}, typed=True)
+    raw = infer_request("series", {"values": values})
+    stream = client.channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")
+    (streamed,) = stream(iter([raw.SerializeToString()]), timeout=20)
+    answers = {
+        "json": _posted(server, path, json.dumps(as_json).encode(), {}),
+        "binary": _posted(server, path, *framed(in_binary, values.tobytes())),
+        "raw": _posted(server, path, values.tobytes(), {"Inference-Header-Content-Length": "0"}),
+        "grpc typed": client.infer(typed),
+        "grpc raw": client.infer(raw),
+        "grpc gzip": client.infer(raw, compression=grpc.Compression.Gzip),
+        "grpc stream": rpc_outputs(
+            message("inference.ModelStreamInferResponse").FromString(streamed).infer_response
+        ),
+    }
+    for way, found in answers.items():
+        for name in ("sum", "log"):
+            assert found[name].tobytes() == answers["json"][name].tobytes(), (way, name)
+
+
+def _posted(server: Live, path: str, body: bytes, headers: dict[str, str]) -> dict[str, np.ndarray]:
+    status, told, answer = server.ask("POST", path, body, headers)
+    assert status == 200, answer
+    return outputs(told, answer)
+
+
+@settings(max_examples=50, deadline=None)
+@given(texts=st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=20), max_size=8))
+def test_texts_are_the_same_by_json_typed_and_raw(texts: list[str]) -> None:
+    item = {"name": "t", "shape": [len(texts)], "datatype": "BYTES", "data": texts}
+    (by_json,) = codec_json.decode(json.dumps({"inputs": [item]}).encode(), "").inputs
+    array = np.array(texts, object)
+    typed = infer_request("m", {"t": array}, typed=True)
+    (by_type,) = codec_proto.decode(typed).inputs
+    typed.inputs[0].ClearField("contents")
+    typed.raw_input_contents.append(bytes(to_bytes(Tensor("t", "BYTES", array))))
+    (by_bytes,) = codec_proto.decode(typed).inputs
+    assert by_json.array.tolist() == by_type.array.tolist() == by_bytes.array.tolist() == texts
 
 
 TEXTS = st.lists(
