@@ -19,6 +19,7 @@ import simdjson
 from pipeline.bundle.tensors import BY_PROTOCOL, TensorType
 from serving import codec_json
 from serving.protocol import InferRequest, Tensor, WantedOutput
+from serving.tensor_head import Check
 
 MAX_FRAME = 2048
 """Bytes of JSON around the numbers that are worth remembering."""
@@ -83,7 +84,7 @@ class Template:
 class Reader:
     """Reads one model's requests. `check` is told each input before its data is read."""
 
-    def __init__(self, check: codec_json.Check, json_bytes: int) -> None:
+    def __init__(self, check: Check, json_bytes: int) -> None:
         self._check = check
         self._json_bytes = json_bytes
         self._known: dict[bytes | tuple[bytes, bytes], Template] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import signal
@@ -15,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import grpc.aio
 import numpy as np
 import pytest
-from onnx import TensorProto, helper, numpy_helper
 
-from pipeline.bundle.manifest import Input, Output
 from serving.codec_proto import encode, encode_streamed, model_meant, parse
-from serving.config import GrpcSettings
+from serving.config import GrpcSettings, Settings
+from serving.dataplane import DataPlane
 from serving.proto.inference import (
     FILES,
     HEALTH,
@@ -31,8 +32,10 @@ from serving.proto.inference import (
     message,
 )
 from serving.protocol import InferResponse, Tensor
-from serving.rpc import ELSEWHERE, MAX_DETAILS, STATUS, told
-from tests.serving.bundles import OPSET, TYPES, digits_rows, make_bundle
+from serving.repository import Repository
+from serving.rpc import ELSEWHERE, MAX_DETAILS, STATUS, RpcServer, told
+from serving.telemetry import AccessLog
+from tests.serving.bundles import TYPES, digits_rows, make_bundle
 from tests.serving.live import ROOT, Live, tensor
 from tests.serving.rpc_client import Client, InferRequest, infer_request, outputs
 
@@ -111,13 +114,16 @@ def test_the_index_is_what_http_says(client: Client, server: Live) -> None:
     assert {m.name for m in ready.models} == {"digits-test", "types", "series"}
 
 
-def test_a_configuration_for_load_tools(client: Client) -> None:
+def test_a_configuration_for_load_tools_is_http_s(client: Client, server: Live) -> None:
+    from google.protobuf import json_format
+
     config = client.call("ModelConfig", named("ModelConfig", "digits-test")).config
-    assert config.name == "digits-test" and config.backend == "onnxruntime"
-    assert config.max_batch_size == 1024 and config.default_model_filename == "model.onnx"
-    assert list(config.input[0].dims) == [8, 8, 1] and list(config.output[0].dims) == [10]
+    found = json_format.MessageToDict(config, preserving_proto_field_name=True)
+    told = server.json("GET", "/v2/models/digits-test/config")[1]
+    for key, value in found.items():
+        assert plain(value) == plain(told[key]), key
+    assert {"max_batch_size", "input", "output", "instance_group"} <= found.keys()
     kinds = message("inference.ModelConfig").DESCRIPTOR.file.enum_types_by_name["DataType"]
-    assert kinds.values_by_number[config.input[0].data_type].name == "TYPE_UINT8"
     types = client.call("ModelConfig", named("ModelConfig", "types")).config
     found = [kinds.values_by_number[i.data_type].name for i in types.input]
     assert found == [f"TYPE_{protocol}" for _, protocol in TYPES.values()]
@@ -177,6 +183,16 @@ def test_compressed_requests_and_answers(client: Client, compression: Any) -> No
     plain = client.infer(request)
     again = client.infer(request, compression=compression)
     assert all(np.array_equal(plain[name], again[name]) for name in plain)
+
+
+def plain(value: Any) -> Any:
+    """A JSON value without what is false, empty or 0, and with numbers for protobuf's texts."""
+    if isinstance(value, dict):
+        found = {k: plain(v) for k, v in value.items()}
+        return {k: v for k, v in found.items() if v not in ("", 0, False, [], {}, "FORMAT_NONE")}
+    if isinstance(value, list):
+        return [plain(v) for v in value]
+    return int(value) if isinstance(value, str) and value.isdecimal() else value
 
 
 # Streams
@@ -253,59 +269,65 @@ def test_the_requests_own_timeout(client: Client) -> None:
     assert client.infer(request)
 
 
-def test_calls_that_are_given_up_leave_the_queue(start: Start, tmp_path: Path) -> None:
-    """Thirty calls of a run each, all given up: who comes after them does not wait for them."""
-    make_bundle(tmp_path / "slow", *slow_model(), name="slow", task="wait")
-    (tmp_path / "serve.toml").write_text("[batching]\nrows = 1\n")
-    settings = ("--config", str(tmp_path / "serve.toml"))
-    server = start(tmp_path / "slow", "--grpc-port", "0", *settings)
-    request = infer_request("slow", {"x": np.zeros((1, WIDTH), np.float32)})
-    with Client(server.grpc_port) as client:
-        began = time.monotonic()
-        client.infer(request)
-        once = time.monotonic() - began
-        call = client.channel.unary_unary(f"/{INFERENCE}/ModelInfer")
-        late = [call.future(request.SerializeToString(), timeout=once / 4) for _ in range(15)]
-        gone = [call.future(request.SerializeToString(), timeout=20) for _ in range(15)]
-        time.sleep(once / 3)
-        for future in gone:
-            future.cancel()
-        began = time.monotonic()
-        client.infer(request)
-        assert time.monotonic() - began < 8 * once
-        assert {future.code().name for future in late} == {"DEADLINE_EXCEEDED"}
-    assert server.stop() == 0
-    told = [json.loads(line)["status"] for line in server.out.read_text().splitlines()]
-    late = [grpc.StatusCode.CANCELLED.value[0], grpc.StatusCode.DEADLINE_EXCEEDED.value[0]]
-    assert sum(told.count(code) for code in late) >= 20 and told.count(0) <= 5
-    assert "Traceback" not in server.told()
+class Endless(DataPlane):
+    """A plane whose models never answer, and which notes who came and who gave up."""
+
+    def __init__(self, repository: Repository) -> None:
+        super().__init__(repository)
+        self.came = self.gave_up = 0
+
+    async def infer(self, name: str, version: str | None, request: Any) -> InferResponse:
+        self.came += 1
+        try:
+            await asyncio.get_running_loop().create_future()
+        except asyncio.CancelledError:
+            self.gave_up += 1
+            raise
+        raise AssertionError("it never ends by itself")
 
 
-WIDTH = 1024
+def test_whoever_gives_up_is_given_up(bundle: Path) -> None:
+    """By deadline, by cancelling, within a stream: what was awaited for them is cancelled."""
 
+    async def scenario() -> None:
+        repository = Repository(bundle, Settings())
+        repository.load_all()
+        plane = Endless(repository)
+        server = RpcServer(plane, GrpcSettings(port=0), AccessLog(False))
+        port = await server.start("127.0.0.1")
+        asked = DIGITS.SerializeToString()
 
-def slow_model() -> tuple[Any, ...]:
-    """A graph that takes a while: its file, inputs, outputs and golden rows."""
-    weights = numpy_helper.from_array(np.eye(WIDTH, dtype=np.float32) / 2, "weights")
-    count = 150
-    graph = helper.make_graph(
-        [
-            helper.make_node("MatMul", [f"x{n}" if n else "x", "weights"], [f"x{n + 1}"])
-            for n in range(count)
-        ],
-        "model",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", WIDTH])],
-        [helper.make_tensor_value_info(f"x{count}", TensorProto.FLOAT, ["batch", WIDTH])],
-        [weights],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
-    axes = ("batch", WIDTH)
-    return (
-        model,
-        (Input(name="x", dtype="float32", shape=axes, units="none"),),
-        (Output(name=f"x{count}", dtype="float32", shape=axes, units="none"),),
-        {"x": np.ones((1, WIDTH), np.float32)},
-    )
+        async def until(came: int, gave_up: int) -> None:
+            async with asyncio.timeout(10):
+                while (plane.came, plane.gave_up) != (came, gave_up):
+                    await asyncio.sleep(0.01)
+
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            call = channel.unary_unary(f"/{INFERENCE}/ModelInfer")
+            late = call(asked, timeout=0.3)
+            cancelled = [call(asked) for _ in range(5)]
+            await until(6, 1)
+            assert await late.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+            for one in cancelled:
+                one.cancel()
+            await until(6, 6)
+            stream = channel.stream_stream(STREAM)()
+            for _ in range(3):
+                await stream.write(asked)
+            await until(9, 6)
+            stream.cancel()
+            await until(9, 9)
+            unanswered = call(asked)
+            await until(10, 9)
+            assert not await server.drain(0.3)  # what does not end is cut off
+            await until(10, 10)
+            assert await unanswered.code() in (
+                grpc.StatusCode.CANCELLED,
+                grpc.StatusCode.UNAVAILABLE,
+            )
+        repository.close()
+
+    asyncio.run(scenario())
 
 
 # gRPC's own services
