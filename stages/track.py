@@ -21,6 +21,7 @@ from stages.layout import Layout, write_atomically
 from stages.live import Policy, policy
 from stages.params import Experiment
 from stages.tracking.address import Address, address, locked
+from stages.tracking.presence import gone
 from stages.tracking.state import pipeline_key, section
 
 if TYPE_CHECKING:
@@ -83,9 +84,10 @@ def _project(experiment: Experiment, layout: Layout, where: Address, how_much: P
 
 
 def _tracked(where: Address, facts: Facts) -> Tracked:
-    from stages.tracking import model, runs, server
-
     with locked(where):
+        # Once the address is known to be sound: MLflow takes its time to wake.
+        from stages.tracking import model, runs, server
+
         try:
             return runs.project(server.connect(where), facts)
         except model.ModelError as error:
@@ -113,7 +115,7 @@ def _stamp(where: Address, key: str) -> Path:
 
 
 def _stamped(where: Address, key: str, layout: Layout) -> dict[str, Any] | None:
-    """What the last tracking of this state at this address noted, if nothing came since."""
+    """What the last tracking of this state at this address noted, if it still holds."""
     try:
         note: dict[str, Any] = json.loads(_stamp(where, key).read_bytes())
     except (OSError, ValueError):
@@ -121,7 +123,9 @@ def _stamped(where: Address, key: str, layout: Layout) -> dict[str, Any] | None:
     latency = (
         hashlib.sha256(layout.latency.read_bytes()).hexdigest() if layout.latency.is_file() else ""
     )
-    return note if note.get("latency") == latency else None
+    if note.get("latency") != latency or gone(where, str(note.get("run_id"))):
+        return None
+    return note
 
 
 def _same(path: Path, payload: bytes) -> bool:

@@ -10,6 +10,9 @@ def main() -> None:
     """Whatever happens here, the training goes on: say it in one line and leave."""
     os.nice(10)
     try:
+        from stages.tracking.address import address
+
+        address().check()  # before MLflow wakes, which takes longer than a short training
         from stages.tracking import live
 
         live.follow(live.messages(sys.stdin.fileno()))

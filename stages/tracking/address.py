@@ -15,6 +15,8 @@ from urllib.parse import urlsplit
 EXPERIMENT = "slipway"
 SQLITE = "sqlite:///"
 SQLITE_BEGINS = b"SQLite format 3\0"
+READ_THROUGH = 256 << 20
+"""Bytes up to which a database is read through before it is used: half a second."""
 
 
 class AddressError(ValueError):
@@ -81,6 +83,33 @@ class Address:
                 begins = file.read(len(SQLITE_BEGINS))
             if begins not in (b"", SQLITE_BEGINS):
                 raise AddressError(f"{self.database} is not an SQLite database")
+            _probe(self.database)
+
+
+def _probe(path: Path) -> None:
+    """Read a database through and begin to write in it. Raises `AddressError`.
+
+    One that another process holds for the moment is sound as far as anybody can tell.
+    """
+    import sqlite3
+    from contextlib import closing
+
+    try:
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=1)) as database:
+            if path.stat().st_size <= READ_THROUGH:
+                (found,) = database.execute("PRAGMA quick_check(1)").fetchone()
+                if found != "ok":
+                    raise sqlite3.DatabaseError(" ".join(found.split()))
+            database.execute("BEGIN IMMEDIATE")
+            database.execute("CREATE TABLE slipway_probe (level)")
+            database.rollback()
+    except sqlite3.OperationalError as error:
+        if "locked" not in str(error):
+            raise AddressError(f"{path} cannot be written: {error}") from None
+    except sqlite3.DatabaseError as error:
+        raise AddressError(
+            f"{path} is damaged ({error}); move it away, and what is tracked next begins a new one"
+        ) from None
 
 
 def home() -> Path:

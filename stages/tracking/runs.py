@@ -5,7 +5,7 @@ Tags carry the protocol. `pipeline.key` names the state; `pipeline.state` is
     live      a training streams into it, or did and was not tracked yet
     writing   a tracker is at work, or died at it
     tracked   complete
-    given up  live or half written, and replaced
+    given up  live or half written, and killed; put away once the same training is tracked
 
 so a run that says `tracked` is whole, and nothing else is ever shown as a result.
 """
@@ -41,13 +41,16 @@ ABANDONED_AFTER = 15 * 60
 METRICS_AT_ONCE, PARAMS_AT_ONCE = 1000, 100  # MLflow's limits for one batch
 
 
+How = Literal["new", "found", "adopted"]
+
+
 @dataclass(frozen=True)
 class Tracked:
     """A state's run. `complete` is false while another machine is still writing it."""
 
     run_id: str
     name: str
-    how: Literal["new", "found", "adopted"]
+    how: How
     model_id: str | None
     complete: bool = True
 
@@ -59,7 +62,8 @@ def project(server: Server, facts: Facts) -> Tracked:
     """
     if found := _found(server, facts):
         return found
-    run, how = _adopted(server, facts), "adopted"
+    run = _adopted(server, facts)
+    how: How = "adopted"
     if run is None:
         run, how = _made(server, facts), "new"
     if winner := _earlier(server, facts, run, ("tracked", "writing")):
@@ -69,7 +73,8 @@ def project(server: Server, facts: Facts) -> Tracked:
     if winner := _earlier(server, facts, run, ("tracked",)):
         discard(server, run)
         return _answer(winner, "found")
-    return Tracked(run.info.run_id, facts.run_name, how, model_id)  # type: ignore[arg-type]
+    _put_away_killed(server, facts)
+    return Tracked(run.info.run_id, facts.run_name, how, model_id)
 
 
 def search(server: Server, **tags: str) -> list[Run]:
@@ -167,6 +172,7 @@ def _found(server: Server, facts: Facts) -> Tracked | None:
     """The state's run; half-written ones are cleared away, unless someone is at them now."""
     for run in search(server, pipeline_key=facts.key, pipeline_state="tracked"):
         _log_latency(server, facts, run)
+        _put_away_killed(server, facts)
         return _answer(run, "found")
     for run in search(server, pipeline_key=facts.key, pipeline_state="writing"):
         foreign = run.data.tags.get(PLACE) != place(server)
@@ -206,6 +212,16 @@ def _writing(server: Server, facts: Facts) -> dict[str, str]:
     return {STATE: "writing", KEY: facts.key, PLACE: place(server), BEGAN: str(_now())}
 
 
+def _put_away_killed(server: Server, facts: Facts) -> None:
+    """The attempts at this very training that were killed: the state's run holds their curves whole.
+
+    Deleted as MLflow's pages do it, so they can be brought back.
+    """
+    if facts.train_key is not None:
+        for run in search(server, train_key=facts.train_key, pipeline_state="given up"):
+            server.client.delete_run(run.info.run_id)
+
+
 def _earlier(server: Server, facts: Facts, run: Run, states: tuple[str, ...]) -> Run | None:
     """Another run of this state that ours must give way to: two machines may have begun at once.
 
@@ -226,7 +242,7 @@ def _earlier(server: Server, facts: Facts, run: Run, states: tuple[str, ...]) ->
     return None
 
 
-def _answer(run: Run, how: Literal["new", "found", "adopted"]) -> Tracked:
+def _answer(run: Run, how: How) -> Tracked:
     tags = run.data.tags
     complete = tags.get(STATE) == "tracked"
     return Tracked(

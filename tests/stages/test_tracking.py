@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
+import re
 import shutil
 import signal
+import socket
 import sqlite3
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow import MlflowClient
 
 from pipeline.config import ConfigError
 from stages.commands.init import command as init
@@ -19,8 +27,9 @@ from stages.commands.summary import command as summary
 from stages.entry import StageError
 from stages.live import LiveCurves
 from stages.tracking import state as states
-from stages.tracking.address import AddressError, address, locked
+from stages.tracking.address import Address, AddressError, address, locked
 from stages.tracking.facts import flat_params, numbers
+from stages.tracking.presence import gone
 from tests.stages.states import EPOCHS, EXPERIMENT, State, new_state, runs
 
 pytestmark = pytest.mark.slow
@@ -172,6 +181,27 @@ def test_killed_training_leaves_a_killed_run_and_no_child(state: State) -> None:
     assert "(new)" in state.track().stdout
 
 
+def test_a_killed_training_makes_way_for_the_one_that_went_on(state: State) -> None:
+    state.become(3)
+    process = state.start("-c", TRAIN, "1")
+    killed = wait_for(lambda: [r for r in state.runs() if r.get("pipeline.state") == "live"])[0]
+    wait_for(lambda: state.points(killed["id"], "train_loss"))
+    process.kill()
+    process.communicate(timeout=20)
+    wait_for(lambda: state.runs()[-1]["status"] == "KILLED")
+    # A resumed training tells all its epochs again.
+    process = state.start("-c", TRAIN, str(EPOCHS))
+    wait_for(lambda: [r for r in state.runs() if r.get("pipeline.state") == "live"])
+    assert process.communicate("end\n", timeout=60)[1] == ""
+    assert [run["status"] for run in state.runs()][1:] == ["KILLED", "RUNNING"]
+    assert "(adopted)" in state.track().stdout
+    first, finished = state.runs()
+    assert first["pipeline.state"] == "tracked" and finished["status"] == "FINISHED"
+    assert [step for step, _ in state.points(finished["id"], "train_loss")] == [1, 2, 3]
+    (put_away,) = [run for run in state.runs(deleted=True) if run["stage"] == "deleted"]
+    assert (put_away["id"], put_away["status"]) == (killed["id"], "KILLED")
+
+
 def test_live_curves_never_wait(state: State) -> None:
     done = state.run("-c", TRAIN, "3000", MLFLOW_TRACKING_URI=NOBODY)
     assert done.returncode == 0
@@ -202,6 +232,135 @@ def test_two_trackers_and_a_database_that_is_not_there_yet(tmp_path: Path) -> No
     assert sorted(out.partition("(")[2].partition(")")[0] for out, _ in said) == ["found", "new"]
     assert [err for _, err in said] == ["", ""]
     assert len(state.runs(deleted=True)) == 1
+
+
+def test_a_run_deleted_in_mlflow_is_tracked_again(state: State) -> None:
+    (run,) = state.runs()
+    client = MlflowClient(f"sqlite:///{state.folder}/mlflow.db")
+    assert "(found)" in state.track().stdout
+    client.delete_experiment(client.get_experiment_by_name("slipway").experiment_id)
+    assert state.runs() == []
+    assert "(found)" in state.track().stdout
+    assert [back["id"] for back in state.runs()] == [run["id"]]
+    client.delete_run(run["id"])
+    assert "(new)" in state.track().stdout
+    (again,) = state.runs()
+    assert again["id"] != run["id"] and again["pipeline.state"] == "tracked"
+    assert state.lineage["mlflow"]["run_id"] == again["id"]
+    done = state.track()
+    assert "(found)" in done.stdout and again["id"] in done.stdout
+
+
+def test_a_run_deleted_on_a_server_is_tracked_again(mlflow_server: Any, tmp_path: Path) -> None:
+    state = new_state(tmp_path / "project", 8)
+    state.env["MLFLOW_TRACKING_URI"] = mlflow_server.uri
+    assert "(new)" in state.track().stdout
+    first = state.lineage["mlflow"]["run_id"]
+    woken = state.run("-X", "importtime", "-m", "stages.track", EXPERIMENT)
+    assert f"{first} (found)" in woken.stdout
+    assert not re.search(r"\| +(mlflow|requests|torch)\n", woken.stderr)
+    MlflowClient(mlflow_server.uri).delete_run(first)
+    assert "(new)" in state.track().stdout
+    assert state.lineage["mlflow"]["run_id"] != first
+
+
+@pytest.mark.parametrize("answer", ["silence", "nobody", b"HTTP/1.1 401 X\r\n\r\n", b"junk\r\n"])
+def test_a_server_that_does_not_say_so_has_lost_nothing(
+    state: State, answer: str | bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        uri = f"http://127.0.0.1:{door.getsockname()[1]}"
+        if answer == "nobody":
+            door.close()
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                client, _ = door.accept()
+                with client:
+                    client.recv(1 << 16)
+                    if isinstance(answer, bytes):
+                        client.sendall(answer)
+                    else:
+                        time.sleep(3)
+
+        threading.Thread(target=serve, daemon=True).start()
+        monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        began = time.monotonic()
+        assert not gone(Address(uri, "slipway", None, state.folder), "0" * 32)
+        assert time.monotonic() - began < 2.5
+
+
+def ruined(path: Path, how: str) -> str:
+    """Harm a database; what is then to be told of it."""
+    payload = bytearray(path.read_bytes())
+    if how == "cut":
+        payload = payload[: len(payload) // 2]
+    elif how == "scratched":
+        payload[4096 * 3 : 4096 * 30] = bytes(4096 * 27)
+    elif how == "without a schema":
+        payload[100:3000] = b"\x55" * 2900
+    elif how == "text":
+        payload = bytearray(b"not a database at all")
+    path.write_bytes(payload)
+    return "not an SQLite database" if how == "text" else "is damaged ("
+
+
+@pytest.mark.parametrize("how", ["cut", "scratched", "without a schema", "text"])
+def test_a_damaged_database_is_told_at_once(state: State, how: str) -> None:
+    told = ruined(state.folder / "mlflow.db", how)
+    done = state.run("-X", "importtime", "-m", "stages.track", EXPERIMENT)
+    (line,) = [text for text in done.stderr.splitlines() if not text.startswith("import time:")]
+    assert (done.returncode, done.stdout) == (0, "")
+    assert told in line and "mlflow.db" in line and "dvc repro" in line
+    assert not re.search(r"\| +(mlflow|sqlalchemy)\n", done.stderr), "MLflow would try for seconds"
+    process = state.start("-c", TRAIN, "2")
+    told_live = process.communicate("end\n", timeout=60)[1]
+    assert process.returncode == 0 and "no live curves" in told_live and told in told_live
+    (state.folder / "mlflow.db").unlink()
+    assert "(new)" in state.track().stdout
+
+
+def without_roots_pass() -> None:
+    """For a child that root starts: file permissions hold for it as for everybody."""
+    drop, dac_override = 24, 1  # <linux/prctl.h>, <linux/capability.h>
+    ctypes.CDLL(None).prctl(drop, dac_override, 0, 0, 0)
+
+
+@pytest.mark.parametrize("what", ["file", "folder"])
+def test_a_database_that_cannot_be_written_is_told_at_once(state: State, what: str) -> None:
+    state.become(9)
+    kept = state.folder / "kept"
+    kept.mkdir()
+    (state.folder / "mlflow.db").rename(kept / "mlflow.db")
+    (kept / "mlflow.db.lock").touch()
+    (kept / "mlflow.db" if what == "file" else kept).chmod(0o555)
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "stages.track", EXPERIMENT],
+        cwd=state.folder,
+        env=state.environment(MLFLOW_TRACKING_URI="sqlite:///kept/mlflow.db"),
+        preexec_fn=without_roots_pass,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    kept.chmod(0o755)
+    (line,) = [text for text in done.stderr.splitlines() if not text.startswith("import time:")]
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "cannot be written: " in line and "nothing else is lost" in line
+    assert not re.search(r"\| +(mlflow|sqlalchemy)\n", done.stderr), "MLflow would try for seconds"
+
+
+def test_a_database_that_is_held_is_waited_for(state: State) -> None:
+    """Another process that writes for a moment is no damage, and no reason to forget a run."""
+    assert "(found)" in state.track().stdout
+    database = sqlite3.connect(state.folder / "mlflow.db", isolation_level=None)
+    database.execute("BEGIN EXCLUSIVE")
+    try:
+        woken = state.run("-X", "importtime", "-m", "stages.track", EXPERIMENT)
+        assert "(found)" in woken.stdout and not re.search(r"\| +mlflow\n", woken.stderr)
+        Address(f"sqlite:///{state.folder}/mlflow.db", "slipway", None, state.folder).check()
+    finally:
+        database.close()
 
 
 def test_two_machines_at_once_leave_one_run(mlflow_server: Any, tmp_path: Path) -> None:
