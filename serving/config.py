@@ -186,6 +186,14 @@ class RuntimeSettings(Section):
     load_seconds: float = Field(
         120.0, ge=0, description="seconds to load and prove a model, then it is refused; 0: any"
     )
+    trial: bool = Field(
+        False,
+        description="load every bundle in a process that is thrown away first, for graphs that "
+        "strangers made",
+    )
+    trial_bytes: int = Field(
+        4 << 30, ge=1 << 28, description="address space of that process, in bytes"
+    )
     stuck_seconds: float = Field(
         60.0,
         ge=0,

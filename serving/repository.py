@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pipeline.bundle.manifest import MANIFEST, BundleError, read
 from pipeline.config import ConfigError, suggestion
+from serving import trial
 from serving.config import Settings
 from serving.errors import ModelRefused, NotFound, NotReady
 from serving.layout import VERSION, Layout, Print, chosen, look, passed_over, wanted
@@ -129,7 +130,10 @@ class Repository:
 
         try:
             slot.loaded = slot.tried = look(slot.folder)
-            model = load(read(slot.folder), self.settings.of(slot.name), progress)
+            bundle, settings = read(slot.folder), self.settings.of(slot.name)
+            if settings.runtime.trial:
+                trial.run(bundle, settings)
+            model = load(bundle, settings, progress)
         except (BundleError, ModelRefused) as error:
             slot.state, slot.reason = State.FAILED, str(error)
         except Exception as error:  # one model's surprise must not take the others along

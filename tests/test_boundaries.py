@@ -45,6 +45,7 @@ ORDER = (
     "changes",
     "repository",
     "layout",
+    "trial",
     "model",
     "contract",
     "batching",
