@@ -20,6 +20,7 @@ from serving.errors import ModelRefused
 from serving.http import HttpServer
 from serving.repository import Repository, State
 from serving.rest import Rest
+from serving.self_test import keep_testing
 from serving.telemetry import AccessLog, log
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ async def _run(repository: Repository, settings: Settings, sock: socket.socket) 
     await server.start(sock)
     operators = await _control_door(plane, control, settings)
     watching = asyncio.ensure_future(_watch(control, settings))
+    testing = asyncio.ensure_future(keep_testing(repository, settings.self_test_seconds))
     try:
         # In a thread, so that health answers meanwhile: live at once, ready when the proof is done.
         loading = asyncio.get_running_loop().run_in_executor(None, repository.load_all)
@@ -82,6 +84,7 @@ async def _run(repository: Repository, settings: Settings, sock: socket.socket) 
         raise
     finally:
         watching.cancel()
+        testing.cancel()
         if operators:
             await operators.drain(0)
         changes.close()

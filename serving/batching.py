@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from serving.config import BatchSettings
-from serving.errors import BackendFailure, Overloaded, ServingError
+from serving.errors import BackendFailure, DeadlineExceeded, Overloaded, ServingError
 from serving.telemetry import log
 
 Arrays = Mapping[str, np.ndarray]
@@ -74,7 +74,9 @@ def select(waiting: Sequence[Waiting], max_rows: int) -> list[int]:
 
 
 def execute(run: Run, batch: Sequence[Entry]) -> list[Arrays | Exception]:
-    """The answer, or the failure, of each entry. A failing batch is tried again one by one."""
+    """The answer, or the failure, of each entry. A failing batch is tried again one by one, save
+    where it took too long: each of its rows alone may take as long again.
+    """
     try:
         if len(batch) == 1:
             answers = run(batch[0].arrays)
@@ -84,6 +86,8 @@ def execute(run: Run, batch: Sequence[Entry]) -> list[Arrays | Exception]:
         joined = {name: np.concatenate([e.arrays[name] for e in batch]) for name in names}
         answers = run(joined)
         _check_rows(answers, sum(entry.rows for entry in batch))
+    except DeadlineExceeded as error:
+        return [error] * len(batch)
     except Exception as error:  # whatever a model raises is that request's answer, never the loop's
         if len(batch) == 1:
             return [error]

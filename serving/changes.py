@@ -7,7 +7,6 @@ pointer on the event loop. So a change that fails touches nothing, and no reques
 from __future__ import annotations
 
 import asyncio
-import ctypes
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +16,7 @@ from serving.errors import ModelRefused, NotFound, NotReady
 from serving.layout import VERSION, Folders, chosen, look, passed_over, wanted
 from serving.model import Model
 from serving.repository import MAX_TOLD, Repository, Slot, State, no_version
+from serving.runtime import release_memory
 from serving.telemetry import log
 
 IDLE_SECONDS = 0.005
@@ -183,6 +183,8 @@ class Changes:
             serving.reason = "serves while the bundle now in its place is proven"
         else:
             self._repository.put(fresh)
+            if old and old.doubted:
+                self._let_go(old, "replaced, as it failed its self-test")
         await self._aside(self._repository.prove, fresh)
         if fresh.model is None:
             if not serving:
@@ -214,6 +216,8 @@ class Changes:
     async def _retire(self, slot: Slot, reason: str) -> None:
         """Take no more requests, answer those in flight, free the model."""
         slot.reason = reason
+        if slot.doubted:
+            slot.model, slot.doubted = slot.doubted, None
         if slot.model is None:
             slot.state = State.UNLOADED
             return
@@ -245,6 +249,4 @@ def _free(leaving: list[Model]) -> None:
     model = leaving.pop()
     model.close()
     del model
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:  # glibc's; others give back by themselves
-        trim(0)
+    release_memory()

@@ -300,6 +300,11 @@ class Settings(Section):
     )
     variant: str = Field("fp32", description="which admitted form of the graph is served")
     finite_inputs: bool = Field(True, description="refuse NaN and infinity in float inputs")
+    self_test_seconds: float = Field(
+        60.0,
+        ge=0,
+        description="seconds between two runs of the golden rows while a model is idle; 0: none",
+    )
     notice_seconds: float = Field(
         0.0, ge=0, description="seconds between unready and closing the door, for load balancers"
     )

@@ -225,6 +225,13 @@ def _properties(model: Model) -> dict[str, str]:
         "provider_requested": model.session.requested,
         "provider": model.session.provider,
     }
+    placement = model.session.placement
+    if placement.nodes:
+        properties |= {
+            "fell_back": str(placement.fell_back).lower(),
+            "nodes": orjson.dumps(placement.nodes).decode(),
+            "heavy_on_cpu": orjson.dumps(placement.heavy_on_cpu).decode(),
+        }
     labels = next((output.labels for output in manifest.outputs if output.labels), None)
     if labels:
         properties["labels"] = orjson.dumps(labels).decode()

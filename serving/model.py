@@ -6,7 +6,8 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from serving.config import Settings
 from serving.contract import Contract, fits
 from serving.errors import (
     BackendFailure,
+    DeadlineExceeded,
     InvalidRequest,
     ModelRefused,
     Overloaded,
@@ -42,13 +44,28 @@ class Replay:
     seconds: float
 
 
+@dataclass(frozen=True)
+class GoldenRows:
+    """Real inputs and the answers expected of them, by name."""
+
+    inputs: Arrays
+    expected: Arrays
+
+
 class Model:
     """A proven model behind its queue."""
 
     def __init__(
-        self, bundle: Bundle, session: Session, replay: Replay, settings: Settings
+        self,
+        bundle: Bundle,
+        session: Session,
+        rows: GoldenRows,
+        replay: Replay,
+        settings: Settings,
     ) -> None:
-        self.bundle = bundle
+        # Without its files: the session has the weights, and nobody needs them twice.
+        self.bundle = replace(bundle, contents={})
+        self._rows = rows
         self.manifest = bundle.manifest
         self.replay = replay
         self.session = session
@@ -114,6 +131,13 @@ class Model:
         """Whether a request is in its hands."""
         return self._decoding > 0 or self._batcher.busy
 
+    def self_test(self) -> None:
+        """Run the golden rows again. Raises `ModelRefused` where they no longer come out.
+
+        Blocks: for a thread. It also hands back the memory that a burst of requests left behind.
+        """
+        compare(self.manifest, self._rows, _answers(self._rows, self.session.tidy))
+
     def close(self) -> None:
         """Let the threads end."""
         self._decoder.shutdown(wait=False, cancel_futures=True)
@@ -129,17 +153,21 @@ def load(
     """
     tell = progress or (lambda state: None)
     tell("verifying")
+    limits = settings.runtime
+    deadline = time.monotonic() + limits.load_seconds if limits.load_seconds else None
     variant = admitted(bundle, settings.variant)
     payload = bundle.contents[variant.file]
     try:
         graph.check(payload, bundle.manifest, variant, settings.graph)
-        session = open_session(payload, settings.runtime)
+        session = open_session(payload, limits, deadline, bundle.digest)
         check_ports(bundle, session)
         tell("warming")
-        replay = replay_golden(bundle, session.run)
+        rows = golden_rows(bundle)
+        replay = replay_golden(bundle.manifest, rows, partial(session.run, deadline=deadline))
+        _warm(session, rows, deadline)
     except ModelRefused as error:
         raise ModelRefused(f"{variant.file}: {error}") from error
-    return Model(bundle, session, replay, settings)
+    return Model(bundle, session, rows, replay, settings)
 
 
 def admitted(bundle: Bundle, name: str) -> Variant:
@@ -172,11 +200,8 @@ def check_ports(bundle: Bundle, session: Session) -> None:
             raise ModelRefused(f"{kind}s: the manifest says {wanted}, the session has {got}")
 
 
-def replay_golden(bundle: Bundle, run: Callable[[Arrays], Arrays]) -> Replay:
-    """Run the golden rows: self-test and warm-up in one. Raises `ModelRefused`.
-
-    Every output must be there, of the declared shape and type, finite, and within the tolerance.
-    """
+def golden_rows(bundle: Bundle) -> GoldenRows:
+    """The golden rows of a bundle. Raises `ModelRefused` unless the inputs are the manifest's."""
     manifest = bundle.manifest
     try:
         inputs, expected = golden.unpack(bundle.contents[manifest.golden.file])
@@ -192,19 +217,48 @@ def replay_golden(bundle: Bundle, run: Callable[[Arrays], Arrays]) -> Replay:
             raise ModelRefused(
                 f"golden rows: the manifest says {manifest.golden.rows}, {name!r} has {len(array)}"
             )
-    try:
-        answers = run(inputs)
-        start = time.perf_counter()
-        run(inputs)
-        seconds = time.perf_counter() - start
-    except BackendFailure as error:
-        raise ModelRefused(f"golden rows: {error}") from error
+    return GoldenRows(inputs, expected)
+
+
+def replay_golden(manifest: Manifest, rows: GoldenRows, run: Callable[[Arrays], Arrays]) -> Replay:
+    """Run the golden rows: self-test and warm-up in one. Raises `ModelRefused`.
+
+    Every output must be there, of the declared shape and type, finite, and within the tolerance.
+    """
+    answers = _answers(rows, run)
+    start = time.perf_counter()
+    _answers(rows, run)
+    seconds = time.perf_counter() - start
+    return Replay(manifest.golden.rows, compare(manifest, rows, answers), seconds)
+
+
+def compare(manifest: Manifest, rows: GoldenRows, answers: Arrays) -> dict[str, float]:
+    """The largest absolute difference of each output. Raises `ModelRefused` beyond the tolerance."""
     tolerance = manifest.golden.tolerance
-    differences = {
-        o.name: _difference(o, answers, expected, tolerance.get(o.name, 0.0))
+    return {
+        o.name: _difference(o, answers, rows.expected, tolerance.get(o.name, 0.0))
         for o in manifest.outputs
     }
-    return Replay(manifest.golden.rows, differences, seconds)
+
+
+def _answers(rows: GoldenRows, run: Callable[[Arrays], Arrays]) -> Arrays:
+    try:
+        return run(rows.inputs)
+    except DeadlineExceeded as error:
+        raise ModelRefused(
+            "golden rows: the model did not answer them in time (settings runtime.run_seconds and "
+            "runtime.load_seconds)"
+        ) from error
+    except BackendFailure as error:
+        raise ModelRefused(f"golden rows: {error}") from error
+
+
+def _warm(session: Session, rows: GoldenRows, deadline: float | None) -> None:
+    """Run every bucket, before a request waits for the first run of its shape."""
+    try:
+        session.warm(rows.inputs, deadline)
+    except (BackendFailure, DeadlineExceeded) as error:
+        raise ModelRefused(f"runtime.buckets {list(session.buckets)}: {error}") from error
 
 
 def file_door(manifest: Manifest) -> tuple[Decoder, Input, Output, tuple[str, ...]]:

@@ -57,7 +57,8 @@ class Slot:
     In a repository the folder names the model: a bundle may be registered under another name.
     `loaded` is what the folder looked like when the model was read, `tried` when it was last
     tried. `asked` is true once this very version was loaded by request, false once it was
-    unloaded; then the policy has no say.
+    unloaded; then the policy has no say. `doubted` is the model while it fails its self-test: it
+    gets no requests, and may come back.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Slot:
     loaded: Print | None = None
     tried: Print | None = None
     asked: bool | None = None
+    doubted: Model | None = None
 
     def __post_init__(self) -> None:
         self.text = str(self.version)
@@ -239,18 +241,24 @@ class Repository:
     def close(self) -> None:
         """Let every model's threads end."""
         for slot in self.slots():
-            if slot.model:
-                slot.model.close()
+            for model in (slot.model, slot.doubted):
+                if model:
+                    model.close()
 
     @staticmethod
     def _report_provider(slot: Slot, model: Model) -> None:
-        if model.session.requested == "prefer" and model.session.provider.startswith("CPU"):
+        placement = model.session.placement
+        if placement.fell_back:
             log(
                 "warning",
                 "no CUDA: serving on the CPU",
                 model=slot.name,
                 version=slot.version,
-                advice=cuda_advice(),
+                wanted=placement.wanted,
+                provider=placement.provider,
+                nodes=placement.nodes,
+                heavy_on_cpu=placement.heavy_on_cpu,
+                advice=cuda_advice(placement.wanted),
             )
 
 

@@ -43,6 +43,7 @@ ORDER = (
     "dataplane",
     "control",
     "changes",
+    "self_test",
     "repository",
     "layout",
     "trial",

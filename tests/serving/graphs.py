@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 from pipeline.bundle.manifest import Input, Output
@@ -181,3 +182,44 @@ def one_long_operator() -> onnx.ModelProto:
 
 def _one() -> onnx.TensorProto:
     return numpy_helper.from_array(np.array([1]), "one")
+
+
+def moody(seed: float) -> onnx.ModelProto:
+    """`x` [batch, 4] given back as `y`, by some runs with one added: a session has moods of its own.
+
+    ONNX Runtime draws from one sequence for each session, so a seed tells which runs are wrong.
+    """
+    nodes = [
+        helper.make_node("RandomUniform", [], ["u"], shape=[1], seed=float(seed)),
+        helper.make_node("Greater", ["u", "half"], ["wrong"]),
+        helper.make_node("Cast", ["wrong"], ["one"], to=FLOAT),
+        helper.make_node("Add", ["x", "one"], ["y"]),
+    ]
+    return model(
+        nodes,
+        {"x": (FLOAT, ["batch", 4])},
+        {"y": (FLOAT, ["batch", 4])},
+        {"half": np.array([0.5], np.float32)},
+    )
+
+
+def make_moody_bundle(folder: Path, moods: str) -> str:
+    """A bundle whose runs come out (`+`), do not (`-`), or either (`?`), in this order."""
+    rows = np.ones((8, 4), np.float32)
+    for seed in range(10_000):
+        session = onnxruntime.InferenceSession(
+            moody(seed).SerializeToString(), providers=["CPUExecutionProvider"]
+        )
+        drawn = ["+-"[int(session.run(["y"], {"x": rows})[0][0, 0] != 1)] for _ in moods]
+        if all(mood in ("?", found) for mood, found in zip(moods, drawn, strict=True)):
+            break
+    return make_bundle(
+        folder,
+        moody(seed),
+        (Input(name="x", dtype="float32", shape=("batch", 4), units="none"),),
+        (Output(name="y", dtype="float32", shape=("batch", 4), units="none"),),
+        {"x": rows},
+        {"y": rows},
+        name="moody",
+        task="none",
+    )

@@ -193,7 +193,7 @@ def test_a_graph_that_hangs_even_a_cancelled_load(tmp_path: Path) -> None:
 
 def test_a_graph_that_swells_while_loading(tmp_path: Path) -> None:
     swelling(tmp_path / "b", doubling(30, constant=True))
-    with pytest.raises(ModelRefused, match="bad_alloc|Failed to allocate memory"):
+    with pytest.raises(ModelRefused, match=r"bad_alloc|Failed to allocate memory"):
         trial.run(read(tmp_path / "b"), settings(constant_folding_bytes=2**62, trial_bytes=1 << 30))
 
 
