@@ -33,7 +33,7 @@ export ORT_DISABLE_TELEMETRY := 1
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-fast lint format serve ui bench lock clean distclean
+.PHONY: help setup run test test-fast lint format serve ui bench bench-serving lock clean distclean
 
 help: ## list the chores
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -71,6 +71,10 @@ ui: $(STAMP) ## open MLflow on this project's runs: make ui UI_PORT=5000
 
 bench: $(STAMP) ## run the benchmarks, each in a process of its own
 	@for file in benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python "$$file" || exit 1; done
+
+bench-serving: $(STAMP) ## the server beside its peers: PEERS="mosec kserve" ARGS=--install
+	@$(BIN)/python benchmarks/bench_serving.py
+	@$(BIN)/python benchmarks/bench_peers.py $(PEERS) --seconds 2 --rounds 1 $(ARGS)
 
 # The stamp is written last, so a set-up that failed is taken up again by the next make. `venv` notes
 # the folder it was made in: one copied elsewhere, whose scripts would still run the old place's
