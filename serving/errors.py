@@ -18,6 +18,10 @@ class NotFound(ServingError):
     """No such model, version or path."""
 
 
+class Unauthenticated(ServingError):
+    """No key, or none that is known here."""
+
+
 class Forbidden(ServingError):
     """Known who asks, or of no matter, and not allowed to."""
 
