@@ -24,8 +24,8 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "inspect": ("serving.commands.inspect", "What a bundle is, says and weighs.", SERVE),
     "verify": ("serving.commands.verify", "Prove that a bundle answers as it should here.", SERVE),
     "serve": ("serving.commands.serve", "Serve a bundle or a repository over HTTP.", SERVE),
-    "key": ("serving.commands.key", "Make an API key for a server.", SERVE),
     "predict": ("serving.commands.predict", "Ask a bundle or a server about a file.", SERVE),
+    "key": ("serving.commands.key", "Make an API key for a server.", SERVE),
 }
 
 

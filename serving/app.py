@@ -12,16 +12,19 @@ from typing import TYPE_CHECKING
 
 import uvloop
 
+from serving.access import Access
 from serving.changes import Changes
-from serving.config import HttpSettings, Settings, check_address, check_control
+from serving.config import HttpSettings, Settings, check_address, check_control, is_loopback
 from serving.control import Control, watch
 from serving.dataplane import DataPlane
+from serving.entrance import Compressed, Guarded
 from serving.errors import ModelRefused
 from serving.http import HttpServer
 from serving.repository import Repository, State
 from serving.rest import Rest
 from serving.self_test import keep_testing
 from serving.telemetry import AccessLog, log
+from serving.tls import Certificates, files
 
 if TYPE_CHECKING:
     from serving.rpc import RpcServer
@@ -36,7 +39,7 @@ def serve(path: Path, settings: Settings) -> None:
 
     Raises `StartError`, `ModelRefused` or `ConfigError`; returns after SIGTERM or SIGINT.
     """
-    check_address(settings.http)
+    check_address(settings)
     check_control(settings)
     repository = Repository(path, settings)
     with bound(settings.http) as sock, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -49,16 +52,20 @@ def serve(path: Path, settings: Settings) -> None:
 async def _run(repository: Repository, settings: Settings, sock: socket.socket) -> None:
     """Everything the server is made of, from the inside out."""
     plane = DataPlane(repository)
-    door = Rest(plane, settings.http.json_bytes)
+    access = Access(settings.access.keys_file) if settings.access.keys_file else None
     access_log = AccessLog(settings.http.access_log)
-    server = HttpServer(door, settings.http, access_log)
+    routes = Rest(plane, settings.http.json_bytes)
+    server = _door(routes, settings, settings.http, access, access_log)
     doors: list[HttpServer | RpcServer] = [server]
     changes = Changes(repository)
     control = Control(changes)
 
+    tls = Certificates(settings.tls) if files(settings.tls) else None
+    _warn_public(settings)
+
     stop = _signalled()
-    await server.start(sock)
-    operators = await _control_door(plane, control, settings)
+    await server.start(sock, tls)
+    operators = await _control_door(plane, control, settings, access, tls)
     watching = asyncio.ensure_future(_watch(control, settings))
     testing = asyncio.ensure_future(keep_testing(repository, settings.self_test_seconds))
     try:
@@ -66,12 +73,12 @@ async def _run(repository: Repository, settings: Settings, sock: socket.socket) 
         loading = asyncio.get_running_loop().run_in_executor(None, repository.load_all)
         rpc_port = 0
         if settings.grpc.enabled:
-            rpc, rpc_port = await _rpc(plane, settings, access_log)
+            rpc, rpc_port = await _rpc(plane, settings, access_log, access)
             doors.append(rpc)
         await asyncio.wait({loading, stop}, return_when=asyncio.FIRST_COMPLETED)
         if loading.done():
             loading.result()
-            _announce(repository, sock, rpc_port)
+            _announce(repository, sock, rpc_port, tls)
             await stop
             plane.leave()
             await asyncio.sleep(settings.notice_seconds)
@@ -92,7 +99,11 @@ async def _run(repository: Repository, settings: Settings, sock: socket.socket) 
 
 
 async def _control_door(
-    plane: DataPlane, control: Control, settings: Settings
+    plane: DataPlane,
+    control: Control,
+    settings: Settings,
+    access: Access | None,
+    tls: Certificates | None,
 ) -> HttpServer | None:
     """The listener that loads and unloads, where one is asked for. Raises `StartError`."""
     if settings.control.port is None:
@@ -101,11 +112,26 @@ async def _control_door(
         update={"host": settings.control.host, "port": settings.control.port}
     )
     sock = bound(place)
-    door = Rest(plane, place.json_bytes, control)
-    server = HttpServer(door, place, AccessLog(place.access_log))
-    await server.start(sock)
-    print(f"control: load and unload on {_url(sock)}", file=sys.stderr, flush=True)
+    lines = AccessLog(place.access_log)
+    server = _door(Rest(plane, place.json_bytes, control), settings, place, access, lines)
+    await server.start(sock, tls)
+    print(f"control: load and unload on {_url(sock, tls)}", file=sys.stderr, flush=True)
     return server
+
+
+def _door(
+    routes: Rest,
+    settings: Settings,
+    place: HttpSettings,
+    access: Access | None,
+    access_log: AccessLog,
+) -> HttpServer:
+    """What a request passes on its way to the routes: its key, if keys are asked for, and zlib."""
+    handler = Compressed(routes, settings.compression, place.body_bytes)
+    if access is None:
+        return HttpServer(handler, place, access_log)
+    guarded = Guarded(handler, access)
+    return HttpServer(guarded, place, access_log, guarded.refusal)
 
 
 async def _watch(control: Control, settings: Settings) -> None:
@@ -114,12 +140,14 @@ async def _watch(control: Control, settings: Settings) -> None:
 
 
 async def _rpc(
-    plane: DataPlane, settings: Settings, access_log: AccessLog
+    plane: DataPlane, settings: Settings, access_log: AccessLog, access: Access | None
 ) -> tuple[RpcServer, int]:
     """(the gRPC door, its port). Raises `StartError`."""
     from serving.rpc import RpcServer  # switched off, it costs nothing
+    from serving.rpc_access import credentials
 
-    server = RpcServer(plane, settings.grpc, access_log)
+    secrets = credentials(settings.tls) if files(settings.tls) else None
+    server = RpcServer(plane, settings.grpc, access_log, access, secrets)
     try:
         return server, await server.start(settings.http.host)
     except OSError as error:
@@ -129,6 +157,16 @@ async def _rpc(
 async def _drained(doors: list[HttpServer | RpcServer], seconds: float) -> bool:
     """Whether every door could finish what it had."""
     return all(await asyncio.gather(*(door.drain(seconds) for door in doors)))
+
+
+def _warn_public(settings: Settings) -> None:
+    """What a public address lacks: keys without TLS can be read on their way, TLS lets anyone in."""
+    if settings.http.insecure_public or is_loopback(settings.http.host):
+        return
+    if not settings.access.keys_file and not settings.tls.client_ca:
+        log("warning", "a public address without keys: anyone who reaches it may ask")
+    if not settings.tls.certificate:
+        log("warning", "a public address without TLS: what is sent can be read on its way")
 
 
 def bound(settings: HttpSettings, option: str = "--port") -> socket.socket:
@@ -176,11 +214,13 @@ def _signalled() -> asyncio.Future[None]:
     return stop
 
 
-def _announce(repository: Repository, sock: socket.socket, rpc_port: int) -> None:
-    address = _url(sock)
+def _announce(
+    repository: Repository, sock: socket.socket, rpc_port: int, tls: Certificates | None
+) -> None:
+    address = _url(sock, tls)
     if rpc_port:
-        place = address.removeprefix("http://").rpartition(":")[0]
-        address += f" and grpc://{place}:{rpc_port}"
+        scheme, _, place = address.rpartition(":")[0].partition("://")
+        address += f" and {scheme.replace('http', 'grpc')}://{place}:{rpc_port}"
     ready = [slot for slot in repository.slots() if slot.state is State.READY and slot.model]
     for slot in ready:
         assert slot.model
@@ -194,6 +234,7 @@ def _announce(repository: Repository, sock: socket.socket, rpc_port: int) -> Non
         print(f"ready: no model yet, on {address}", file=sys.stderr, flush=True)
 
 
-def _url(sock: socket.socket) -> str:
+def _url(sock: socket.socket, tls: Certificates | None) -> str:
     host, port = sock.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "https" if tls else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

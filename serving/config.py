@@ -19,7 +19,7 @@ class HttpSettings(Section):
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="TCP port; 0 takes a free one")
     insecure_public: bool = Field(
-        False, description="listen beyond this machine although there are no keys and no TLS yet"
+        False, description="listen beyond this machine although there are neither keys nor TLS"
     )
     backlog: int = Field(1024, ge=1, description="connections the kernel holds until accepted")
     connections: int = Field(1024, ge=1, description="open connections; one more is answered 503")
@@ -75,6 +75,41 @@ class GrpcSettings(Section):
     ping_seconds: float = Field(
         10.0, ge=0, description="seconds between a client's own pings; one that hurries is cut off"
     )
+
+
+class AccessSettings(Section):
+    """Who may ask. Live and ready are open to everyone."""
+
+    keys_file: Path | None = Field(
+        None, description="file of API keys' hashes, made by `slipway key`; none asks for no key"
+    )
+
+
+class TlsSettings(Section):
+    """TLS for every door. The files are read again when they change."""
+
+    certificate: Path | None = Field(
+        None, description="PEM file: the server's certificate, then its intermediate ones"
+    )
+    key: Path | None = Field(None, description="PEM file: the certificate's private key, in clear")
+    client_ca: Path | None = Field(
+        None,
+        description="PEM file: who may sign clients' certificates; every client then needs one",
+    )
+    handshake_seconds: float = Field(
+        5.0, gt=0, description="seconds from connecting to the end of the handshake"
+    )
+
+
+class CompressionSettings(Section):
+    """gzip and deflate of HTTP bodies. What is read is bounded by http.body_bytes once inflated."""
+
+    requests: bool = Field(True, description="read compressed bodies; without it they get 415")
+    answers: bool = Field(True, description="compress answers for clients that accept it")
+    answer_bytes: int = Field(
+        64 << 10, ge=0, description="bytes from which on an answer is compressed"
+    )
+    level: int = Field(1, ge=1, le=9, description="1 is fast, 9 is small")
 
 
 class BatchSettings(Section):
@@ -290,6 +325,9 @@ class Settings(Section):
 
     http: HttpSettings = HttpSettings()
     grpc: GrpcSettings = GrpcSettings()
+    access: AccessSettings = AccessSettings()
+    tls: TlsSettings = TlsSettings()
+    compression: CompressionSettings = CompressionSettings()
     batching: BatchSettings = BatchSettings()
     graph: GraphSettings = GraphSettings()
     runtime: RuntimeSettings = RuntimeSettings()
@@ -348,23 +386,30 @@ def load(path: Path) -> Settings:
 def check_control(settings: Settings) -> None:
     """Raise `ConfigError` for a control plane that strangers can reach."""
     host = settings.control.host
-    if settings.control.port is not None and not _loopback(host):
+    guarded = settings.access.keys_file or settings.tls.client_ca
+    if settings.control.port is not None and not is_loopback(host) and not guarded:
         raise ConfigError(
-            f"control.host {host!r} can be reached from other machines, and there are no keys or "
-            "TLS to guard what loads and unloads models: stay on 127.0.0.1"
+            f"control.host {host!r} can be reached from other machines, and there are neither keys "
+            "nor client certificates to guard what loads and unloads models: give --keys or "
+            "--tls-client-ca, or stay on 127.0.0.1"
         )
 
 
-def check_address(settings: HttpSettings) -> None:
-    """Raise `ConfigError` for an address that strangers can reach, unless it is insisted on."""
-    if not _loopback(settings.host) and not settings.insecure_public:
+def check_address(settings: Settings) -> None:
+    """Raise `ConfigError` for an address that strangers can reach with nothing to guard it."""
+    if settings.http.insecure_public or settings.access.keys_file or settings.tls.certificate:
+        return
+    if not is_loopback(settings.http.host):
         raise ConfigError(
-            f"host {settings.host!r} can be reached from other machines, and there are no keys or "
-            "TLS to guard it: stay on 127.0.0.1 behind a gateway, or insist with --insecure-public"
+            f"host {settings.http.host!r} can be reached from other machines, and there are "
+            "neither keys nor TLS to guard it: give --keys (see `slipway key --help`) or "
+            "--tls-cert and --tls-key, stay on 127.0.0.1 behind a gateway, or insist with "
+            "--insecure-public"
         )
 
 
-def _loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:

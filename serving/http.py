@@ -17,9 +17,10 @@ from math import inf
 from typing import cast
 
 from serving.config import HttpSettings
-from serving.http_reader import Heads, Reading, RequestReader
+from serving.http_reader import Guard, Heads, Reading, RequestReader
 from serving.rest import Cancellable, Handler, Request, Response, failure
 from serving.telemetry import AccessLog, log
+from serving.tls import Certificates
 
 SWEEP_SECONDS = 0.25
 LINGER_SECONDS = 2.0
@@ -27,6 +28,9 @@ LINGER_SECONDS = 2.0
 
 GRACE_SECONDS = 0.5
 """How long idle connections stay when leaving: a request may be on its way already."""
+
+FAREWELL_SECONDS = 0.5
+"""How long an idle TLS client has to answer that the connection is closed."""
 
 JOIN_BYTES = 64 << 10
 """Answers up to this size are sent as one piece; larger ones are not copied together."""
@@ -43,7 +47,7 @@ class Connection(asyncio.Protocol):
         self._limits = server.settings
         self._loop = server.loop
         self._transport: asyncio.Transport
-        self._reader = RequestReader(server.settings, server.heads)
+        self._reader = RequestReader(server.settings, server.heads, server.guard)
         self._waiting: deque[Request | Response] = deque()
         self._answering: Request | None = None
         self._handling: Cancellable | None = None
@@ -58,6 +62,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's does not inherit it
+        self._tls = transport.get_extra_info("ssl_object") is not None
         self._read_deadline = self._loop.time() + self._limits.idle_seconds
         if not self._server.admit(self):
             self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "too many connections")
@@ -88,7 +93,7 @@ class Connection(asyncio.Protocol):
     def eof_received(self) -> bool:
         """The client sends no more, yet may still read: its last answers are worth sending."""
         self._stop_reading()
-        return self._busy
+        return self._busy and not self._tls  # TLS has no half-closed connections
 
     def connection_lost(self, error: Exception | None) -> None:
         self._stop_reading()
@@ -229,7 +234,7 @@ class Connection(asyncio.Protocol):
             return
         match self._reader.state:
             case Reading.IDLE:
-                self._transport.close()
+                self._close_idle()
             case Reading.CLOSED:
                 self._transport.abort()
             case Reading.HEAD:
@@ -245,7 +250,13 @@ class Connection(asyncio.Protocol):
         idle = self._reader.state is Reading.IDLE and self._loop.time() >= self._server.grace_end
         if not self._busy and (idle or self._reader.state is Reading.CLOSED):
             self._stop_reading()
-            self._transport.close()
+            self._close_idle()
+
+    def _close_idle(self) -> None:
+        """Close with nothing left to send, and wait for no farewell: idle clients do not read."""
+        self._transport.close()
+        if self._tls:
+            self._loop.call_later(FAREWELL_SECONDS, self._transport.abort)
 
     def abort(self) -> None:
         """Close at once."""
@@ -255,9 +266,16 @@ class Connection(asyncio.Protocol):
 class HttpServer:
     """The listening socket and the connections it brought."""
 
-    def __init__(self, handler: Handler, settings: HttpSettings, access_log: AccessLog) -> None:
+    def __init__(
+        self,
+        handler: Handler,
+        settings: HttpSettings,
+        access_log: AccessLog,
+        guard: Guard | None = None,
+    ) -> None:
         self.handler = handler
         self.settings = settings
+        self.guard = guard
         self.access_log = access_log
         self.loop = asyncio.get_running_loop()
         self.draining = False
@@ -268,10 +286,16 @@ class HttpServer:
         self._listener: asyncio.Server | None = None
         self._sweeper = self.loop.call_later(SWEEP_SECONDS, self._sweep)
 
-    async def start(self, sock: socket.socket) -> None:
-        """Accept connections on a bound socket."""
+    async def start(self, sock: socket.socket, tls: Certificates | None = None) -> None:
+        """Accept connections on a bound socket, over TLS where there are certificates."""
         self._listener = await self.loop.create_server(
-            lambda: Connection(self), sock=sock, backlog=self.settings.backlog
+            lambda: Connection(self),
+            sock=sock,
+            backlog=self.settings.backlog,
+            ssl=tls,
+            ssl_handshake_timeout=tls.handshake_seconds if tls else None,
+            # Sending what is left is part of a TLS shutdown: as patient as with any slow reader.
+            ssl_shutdown_timeout=self.settings.write_seconds if tls else None,
         )
 
     def admit(self, connection: Connection) -> bool:

@@ -6,7 +6,7 @@ this server and to whatever stands before it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from http import HTTPStatus
@@ -22,6 +22,9 @@ SINGLE_HEADERS = (
     b"transfer-encoding",
     b"host",
     b"inference-header-content-length",
+    b"authorization",
+    b"x-api-key",
+    b"content-encoding",
 )
 
 
@@ -59,6 +62,12 @@ class Head:
 
 Heads = dict[bytes, Head]
 
+Guard = Callable[[str, Mapping[str, str]], Response | None]
+"""Why a request with this path and these headers will not be answered, if it will not."""
+
+UNGUARDED_BYTES = 64 << 10
+"""Larger bodies are read only for a sender who may ask; the smaller ones' refusals are answers."""
+
 
 class _Stop(Exception):
     """Ends the parsing of what is refused."""
@@ -67,12 +76,15 @@ class _Stop(Exception):
 class RequestReader:
     """One connection's incoming side. Feed it bytes; it gives requests, or why there are none."""
 
-    def __init__(self, limits: HttpSettings, heads: Heads | None = None) -> None:
+    def __init__(
+        self, limits: HttpSettings, heads: Heads | None = None, guard: Guard | None = None
+    ) -> None:
         self.state = Reading.IDLE
         self._heads = heads if heads is not None else {}
         self._fresh_head = b""
         self.continue_wanted = False
         self._limits = limits
+        self._guard = guard
         self._parser = httptools.HttpRequestParser(self)
         self._found: list[Request | Response] = []
         self._refusal: Response | None = None
@@ -230,6 +242,11 @@ class RequestReader:
         expectation = self._headers.get(b"expect", b"").lower()
         if expectation not in (b"", b"100-continue"):
             self._stop(HTTPStatus.EXPECTATION_FAILED, "Expect: only 100-continue is known")
+        if self._guard and (expectation or coding or int(length or 0) > UNGUARDED_BYTES):
+            refusal = self._guard(self._path()[0], self._texts())
+            if refusal:
+                self._refusal = refusal
+                raise _Stop
         self.continue_wanted = bool(expectation)
         self.state = Reading.BODY
 
@@ -291,17 +308,25 @@ class RequestReader:
         self._heads[head] = Head(request.method, request.path, request.query, headers, length)
 
     def _request(self, keep_alive: bool) -> Request:
-        target, _, query = self._target.partition(b"?")
-        if not target.startswith(b"/") and b"://" in target:  # the form meant for proxies
-            target = b"/" + target.split(b"://", 1)[1].partition(b"/")[2]
+        path, query = self._path()
         return Request(
             self._method.decode("latin-1"),
-            target.decode("latin-1"),
-            query.decode("latin-1"),
-            {k.decode("latin-1"): v.decode("latin-1") for k, v in self._headers.items()},
+            path,
+            query,
+            self._texts(),
             self._body[0] if len(self._body) == 1 else b"".join(self._body),
             keep_alive,
         )
+
+    def _path(self) -> tuple[str, str]:
+        """(path, query) of the request's target."""
+        target, _, query = self._target.partition(b"?")
+        if not target.startswith(b"/") and b"://" in target:  # the form meant for proxies
+            target = b"/" + target.split(b"://", 1)[1].partition(b"/")[2]
+        return target.decode("latin-1"), query.decode("latin-1")
+
+    def _texts(self) -> dict[str, str]:
+        return {k.decode("latin-1"): v.decode("latin-1") for k, v in self._headers.items()}
 
     def _body_follows(self) -> bool:
         length = self._headers.get(b"content-length", b"0")

@@ -36,6 +36,7 @@ HEADER_LENGTH = "inference-header-content-length"
 
 STATUS: dict[type[errors.ServingError], HTTPStatus] = {
     errors.InvalidRequest: HTTPStatus.BAD_REQUEST,
+    errors.Unauthenticated: HTTPStatus.UNAUTHORIZED,
     errors.Forbidden: HTTPStatus.FORBIDDEN,
     errors.NotFound: HTTPStatus.NOT_FOUND,
     errors.UnsupportedMedia: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
@@ -146,7 +147,7 @@ class Rest:
                 )
             answer = route(request, reply)
         except Exception as error:
-            reply(_failed(error))
+            reply(failed(error))
             return None
         if isinstance(answer, Response):
             reply(answer)
@@ -278,11 +279,9 @@ class Rest:
 
         def done(asked: InferRequest, answer: InferResponse | errors.ServingError) -> None:
             try:
-                response = (
-                    _failed(answer) if isinstance(answer, Exception) else _told(asked, answer)
-                )
+                response = failed(answer) if isinstance(answer, Exception) else _told(asked, answer)
             except Exception as error:
-                response = _failed(error)
+                response = failed(error)
             reply(response)
 
         return self._plane.submit(name, number, read, done)
@@ -315,13 +314,13 @@ def _awaited(answer: Awaitable[Response], reply: Reply) -> Cancellable:
         try:
             response = await answer
         except Exception as error:
-            response = _failed(error)
+            response = failed(error)
         reply(response)
 
     return asyncio.ensure_future(wait())
 
 
-def _failed(error: Exception) -> Response:
+def failed(error: BaseException) -> Response:
     """A failure as an answer. What was not foreseen is logged whole and told in general words."""
     status = STATUS.get(type(error)) if isinstance(error, errors.ServingError) else None
     if status is None:
@@ -330,6 +329,8 @@ def _failed(error: Exception) -> Response:
     headers: tuple[tuple[str, str], ...] = ()
     if status is HTTPStatus.SERVICE_UNAVAILABLE:
         headers = (("Retry-After", str(getattr(error, "retry_after", 1))),)
+    if status is HTTPStatus.UNAUTHORIZED:
+        headers = (("WWW-Authenticate", 'Bearer realm="slipway"'),)
     if isinstance(error, errors.BackendFailure | errors.DeadlineExceeded):
         log("error", "backend failure", reason=str(error))
     return failure(status, str(error), headers)

@@ -16,10 +16,12 @@ import grpc
 import grpc.aio
 
 from serving import codec_proto, errors
+from serving.access import Access
 from serving.config import GrpcSettings
 from serving.dataplane import DataPlane
 from serving.proto.inference import INFERENCE, OLDER_REFLECTION, REFLECTION, message
 from serving.protocol import EXTENSIONS, NAME, server_version
+from serving.rpc_access import Metadata, check
 from serving.rpc_standard import Health, Reflection
 from serving.telemetry import AccessLog, log, places
 
@@ -31,6 +33,7 @@ STATUS: dict[type[errors.ServingError], grpc.StatusCode] = {
     errors.Unsupported: grpc.StatusCode.UNIMPLEMENTED,
     errors.NotReady: grpc.StatusCode.UNAVAILABLE,
     errors.Overloaded: grpc.StatusCode.UNAVAILABLE,
+    errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
     errors.Forbidden: grpc.StatusCode.PERMISSION_DENIED,
     errors.DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
     errors.BackendFailure: grpc.StatusCode.INTERNAL,
@@ -62,6 +65,7 @@ ELSEWHERE = {
 }
 """Methods that the protocol has and this door has not."""
 
+Refusal = Callable[[str, Metadata], grpc.RpcMethodHandler | None]
 Method = Callable[[bytes, Any], bytes | Awaitable[bytes]]
 
 
@@ -78,9 +82,18 @@ class Call:
 class RpcServer:
     """The listening port and its calls."""
 
-    def __init__(self, plane: DataPlane, settings: GrpcSettings, access_log: AccessLog) -> None:
+    def __init__(
+        self,
+        plane: DataPlane,
+        settings: GrpcSettings,
+        access_log: AccessLog,
+        access: Access | None = None,
+        credentials: grpc.ServerCredentials | None = None,
+    ) -> None:
         self._plane = plane
         self._settings = settings
+        self._access = access
+        self._credentials = credentials
         self._access_log = access_log
         self._version = server_version()
         self._health = Health(plane.live, plane.ready)
@@ -98,10 +111,14 @@ class RpcServer:
             options=options(self._settings, shared),
             maximum_concurrent_rpcs=self._settings.calls,
         )
-        server.add_generic_rpc_handlers((_Services(self._methods()),))
+        server.add_generic_rpc_handlers((_Services(self._methods(), self._refusal),))
         place = f"[{host}]" if ":" in host else host
+        place = f"{place}:{self._settings.port}"
         try:
-            port = server.add_insecure_port(f"{place}:{self._settings.port}")
+            if self._credentials:
+                port = server.add_secure_port(place, self._credentials)
+            else:
+                port = server.add_insecure_port(place)
         except RuntimeError as error:
             raise OSError(f"{host}:{self._settings.port}: cannot be listened at") from error
         await server.start()
@@ -179,6 +196,23 @@ class RpcServer:
                 self._access_log.request(call, code.value[0], sent, "")
 
         return handler
+
+    def _refusal(self, path: str, metadata: Metadata) -> grpc.RpcMethodHandler | None:
+        """What answers a call that may not go on, told before its request is read."""
+        if self._access is None:
+            return None
+        try:
+            check(self._access, path, metadata)
+        except errors.ServingError as error:
+            code, details = told(error)
+        else:
+            return None
+
+        async def refuse(asked: AsyncIterator[bytes], context: Any) -> None:
+            self._access_log.request(Call(path, b"", time.perf_counter()), code.value[0], 0, "")
+            await context.abort(code, details)
+
+        return grpc.stream_stream_rpc_method_handler(refuse)
 
     async def _infer(self, payload: bytes, context: Any) -> bytes:
         if self._leaving.is_set():
@@ -295,13 +329,16 @@ class RpcServer:
 
 
 class _Services(grpc.GenericRpcHandler):
-    """Every method by its path."""
+    """Every method by its path, unless the call is refused."""
 
-    def __init__(self, methods: Mapping[str, grpc.RpcMethodHandler]) -> None:
+    def __init__(self, methods: Mapping[str, grpc.RpcMethodHandler], refusal: Refusal) -> None:
         self._methods = methods
+        self._refusal = refusal
 
     def service(self, handler_call_details: Any) -> grpc.RpcMethodHandler | None:
-        return self._methods.get(handler_call_details.method)
+        path = handler_call_details.method
+        refusal = self._refusal(path, handler_call_details.invocation_metadata)
+        return refusal or self._methods.get(path)
 
 
 def options(settings: GrpcSettings, shared: bool) -> list[tuple[str, int]]:

@@ -18,7 +18,7 @@ def log(level: str, event: str, **fields: Any) -> None:
     _write(sys.stderr, [_line({"level": level, "event": event} | fields)])
 
 
-def places(error: Exception) -> list[str]:
+def places(error: BaseException) -> list[str]:
     """Where it happened, without values: they may be what was sent."""
     steps, frame = [], error.__traceback__
     while frame:

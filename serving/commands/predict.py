@@ -19,7 +19,7 @@ from serving.commands.folders import fail, resolve_bundle
 from serving.commands.hints import hint
 
 BAR_WIDTH = 24
-KEY_VARIABLE = "SLIPWAY_KEY"
+KEY_VARIABLE = "SLIPWAY_API_KEY"
 
 
 class PredictError(Exception):
@@ -36,17 +36,24 @@ class PredictError(Exception):
     type=click.Path(path_type=Path, dir_okay=False, exists=True),
     help="Certificates to trust instead of the system's, for https:// addresses.",
 )
-def command(where: str, file: str, invert: bool, as_json: bool, ca: Path | None) -> None:
+@click.option(
+    "--cert",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="Our own certificate with its key, for servers that ask their clients for one.",
+)
+def command(
+    where: str, file: str, invert: bool, as_json: bool, ca: Path | None, cert: Path | None
+) -> None:
     """Ask a bundle or a running server about FILE ('-' reads standard input).
 
     BUNDLE_OR_URL is a bundle's folder, the bare name of one in ./bundles, the address of a server
     that serves one model (http://127.0.0.1:8000), or of a model (http://.../v2/models/NAME). An
-    API key is taken from SLIPWAY_KEY.
+    API key is taken from SLIPWAY_API_KEY.
     """
     payload = _payload(file)
     try:
         if where.startswith(("http://", "https://")):
-            label, probabilities, decoder = ask_server(where, payload, invert, ca)
+            label, probabilities, decoder = ask_server(where, payload, invert, ca, cert)
         else:
             label, probabilities, decoder = ask_bundle(resolve_bundle(where), payload, invert)
     except (BundleError, DecodeError, PredictError) as error:
@@ -83,12 +90,13 @@ def ask_bundle(
 
 
 def ask_server(
-    url: str, payload: bytes, invert: bool, ca: Path | None = None
+    url: str, payload: bytes, invert: bool, ca: Path | None = None, cert: Path | None = None
 ) -> tuple[str, dict[str, float], Decoder | None]:
     """(label, probabilities, decoder if told) from a server. Raises `PredictError`."""
     base, name, version = server_address(url)
     try:
-        with Client(base, key=os.environ.get(KEY_VARIABLE), ca=ca) as client:
+        own = (cert, cert) if cert else None
+        with Client(base, key=os.environ.get(KEY_VARIABLE), ca=ca, certificate=own) as client:
             name = name or only_model(client)
             answer = client.predict(name, payload, version, invert)
             properties = client.metadata(name, version).properties

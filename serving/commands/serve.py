@@ -35,7 +35,13 @@ from serving.config import Settings, load
     "--insecure-public",
     is_flag=True,
     default=None,
-    help="Listen beyond this machine although there are no keys and no TLS.",
+    help="Listen beyond this machine although there are neither keys nor TLS.",
+)
+@click.option("--keys", metavar="FILE", help="API keys that may ask, made by `slipway key`.")
+@click.option("--tls-cert", metavar="FILE", help="PEM certificate: serve over TLS.")
+@click.option("--tls-key", metavar="FILE", help="The certificate's private key.")
+@click.option(
+    "--tls-client-ca", metavar="FILE", help="Ask every client for a certificate this CA signed."
 )
 @click.option("--access-log/--no-access-log", default=None, help="A JSON line a request on stdout.")
 @click.option("--drain", type=float, metavar="SECONDS", help="Patience at the end.  [default: 10]")
@@ -81,6 +87,10 @@ def with_options(settings: Settings, options: dict[str, Any]) -> Settings:
         "grpc": ("grpc", "enabled"),
         "access_log": ("http", "access_log"),
         "control_port": ("control", "port"),
+        "keys": ("access", "keys_file"),
+        "tls_cert": ("tls", "certificate"),
+        "tls_key": ("tls", "key"),
+        "tls_client_ca": ("tls", "client_ca"),
         "provider": ("runtime", "provider"),
         "threads": ("runtime", "intra_threads"),
         "drain": (None, "drain_seconds"),

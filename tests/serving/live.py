@@ -19,7 +19,7 @@ import numpy as np
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 30
 READY = re.compile(
-    r"^ready: .* on http://127\.0\.0\.1:(\d+)(?: and grpc://127\.0\.0\.1:(\d+))?$", re.M
+    r"^ready: .* on https?://127\.0\.0\.1:(\d+)(?: and grpcs?://127\.0\.0\.1:(\d+))?$", re.M
 )
 
 

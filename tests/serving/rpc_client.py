@@ -16,12 +16,16 @@ InferRequest = message("inference.ModelInferRequest")
 class Client:
     """One channel to a server's gRPC door."""
 
-    def __init__(self, port: int, **options: int) -> None:
+    def __init__(
+        self, port: int, secure: grpc.ChannelCredentials | None = None, **options: int
+    ) -> None:
         named = [(f"grpc.{name}", value) for name, value in options.items()]
-        self.channel = grpc.insecure_channel(
-            f"127.0.0.1:{port}",
-            options=[("grpc.max_receive_message_length", -1), *named],
-        )
+        named.append(("grpc.max_receive_message_length", -1))
+        place = f"127.0.0.1:{port}"
+        if secure:
+            self.channel = grpc.secure_channel(place, secure, options=named)
+        else:
+            self.channel = grpc.insecure_channel(place, options=named)
 
     def __enter__(self) -> Client:
         return self

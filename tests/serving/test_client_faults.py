@@ -550,7 +550,7 @@ def test_predict_takes_certificates_and_a_key(
 ) -> None:
     body = b'{"model_name":"m","model_version":"1","label":"7","probabilities":{"7":1.0}}'
     metadata = b'{"name":"m","inputs":[],"outputs":[]}'
-    monkeypatch.setenv("SLIPWAY_KEY", "s3cret")
+    monkeypatch.setenv("SLIPWAY_API_KEY", "s3cret")
     with unruly(says(200, metadata), serving_tls(certificates)) as server:
         server.script = [says(200, body)]
         where = (f"{server.url}/v2/models/m", "-", "--json")
