@@ -33,7 +33,7 @@ export ORT_DISABLE_TELEMETRY := 1
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-fast lint format serve ui bench bench-serving lock clean distclean
+.PHONY: help setup run test test-fast lint format serve ui bench bench-serving fuzz-openapi lock clean distclean
 
 help: ## list the chores
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -75,6 +75,11 @@ bench: $(STAMP) ## run the benchmarks, each in a process of its own
 bench-serving: $(STAMP) ## the server beside its peers: PEERS="mosec kserve" ARGS=--install
 	@$(BIN)/python benchmarks/bench_serving.py
 	@$(BIN)/python benchmarks/bench_peers.py $(PEERS) --seconds 2 --rounds 1 $(ARGS)
+
+fuzz-openapi: $(STAMP) ## send a server what schemathesis makes up from its OpenAPI document
+	@test -x .venv-fuzz/bin/st || { $(BIN)/python -m venv .venv-fuzz \
+	  && .venv-fuzz/bin/pip -qq install 'schemathesis>=4.32,<5'; }
+	@$(BIN)/python -m tests.serving.fuzz_openapi "$(CURDIR)/.venv-fuzz/bin/st"
 
 # The stamp is written last, so a set-up that failed is taken up again by the next make. `venv` notes
 # the folder it was made in: one copied elsewhere, whose scripts would still run the old place's

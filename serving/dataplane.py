@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -25,7 +26,7 @@ from serving.protocol import (
     Tensor,
     TensorSpec,
 )
-from serving.repository import Repository, State
+from serving.repository import ANSWERING, Repository, State
 
 INPUT_FIELDS = {
     "format": "FORMAT_NONE",
@@ -34,6 +35,17 @@ INPUT_FIELDS = {
     "optional": False,
 }
 OUTPUT_FIELDS = {"label_filename": "", "is_shape_tensor": False}
+
+
+@dataclass(frozen=True)
+class Served:
+    """One version that answers. `default` says that it does where a request names none."""
+
+    name: str
+    version: str
+    default: bool
+    model: Model
+    rows: int
 
 
 class DataPlane:
@@ -78,6 +90,21 @@ class DataPlane:
             outputs=tuple(_spec(tensor) for tensor in model.manifest.outputs),
             properties=_properties(model),
         )
+
+    def served(self) -> list[Served]:
+        """Every version that answers, by name and number."""
+        repository = self._repository
+        answering = [(s, s.model) for s in repository.slots() if s.state in ANSWERING and s.model]
+        return [
+            Served(
+                slot.name,
+                str(slot.version),
+                repository.answers(slot),
+                model,
+                repository.settings.of(slot.name).batching.request_rows,
+            )
+            for slot, model in answering
+        ]
 
     def config(self, name: str, version: str | None) -> dict[str, Any]:
         """A model's configuration as Triton's clients know it. Raises `NotFound` or `NotReady`.

@@ -65,7 +65,7 @@ class Model:
     ) -> None:
         # Without its files: the session has the weights, and nobody needs them twice.
         self.bundle = replace(bundle, contents={})
-        self._rows = rows
+        self.golden = rows
         self.manifest = bundle.manifest
         self.replay = replay
         self.session = session
@@ -136,7 +136,7 @@ class Model:
 
         Blocks: for a thread. It also hands back the memory that a burst of requests left behind.
         """
-        compare(self.manifest, self._rows, _answers(self._rows, self.session.tidy))
+        compare(self.manifest, self.golden, _answers(self.golden, self.session.tidy))
 
     def close(self) -> None:
         """Let the threads end."""

@@ -189,23 +189,31 @@ class Repository:
         slots = self.of(name).values()
         return tuple(str(n) for n in sorted(s.version for s in slots if s.state in ANSWERING))
 
+    def default(self, name: str) -> Slot:
+        """The version that is meant where none is named. Raises `NotFound`."""
+        if name in self.settings.models:
+            default = self.settings.models[name].default_version
+            if default:
+                return self.numbered(name, str(default))
+        versions = self.of(name)
+        if len(versions) == 1:
+            return next(iter(versions.values()))
+        answering = [number for number, s in versions.items() if s.state in ANSWERING]
+        return versions[max(answering or versions)]
+
+    def answers(self, slot: Slot) -> bool:
+        """Whether requests that name no version go to this one."""
+        try:
+            return self.default(slot.name) is slot
+        except NotFound:  # the default version of the settings is not there
+            return False
+
     def get(self, name: str, version: str | None = None) -> tuple[Slot, Model]:
         """A version that answers: the one asked for, else the default, else the newest that does.
 
         Raises `NotFound` or `NotReady`.
         """
-        if version is None and name in self.settings.models:
-            default = self.settings.models[name].default_version
-            version = str(default) if default else None
-        if version is None:
-            versions = self.of(name)
-            if len(versions) == 1:
-                (slot,) = versions.values()
-            else:
-                answering = [number for number, s in versions.items() if s.state in ANSWERING]
-                slot = versions[max(answering or versions)]
-        else:
-            slot = self.numbered(name, version)
+        slot = self.default(name) if version is None else self.numbered(name, version)
         if slot.state in (State.UNLOADING, State.UNLOADED):
             raise NotFound(f"model {name!r} version {slot.version} is not loaded{_why(slot)}")
         if slot.model is None:

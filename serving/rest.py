@@ -12,7 +12,7 @@ from functools import partial
 from http import HTTPStatus
 from typing import Any, Protocol
 from urllib.parse import parse_qsl, unquote
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakMethod
 
 import orjson
 
@@ -20,6 +20,7 @@ from serving import codec_json, errors, templates
 from serving.contract import Contract
 from serving.control import CLOSED, Control
 from serving.dataplane import DataPlane
+from serving.manual import Manual, policy
 from serving.protocol import (
     EXTENSIONS,
     NAME,
@@ -29,9 +30,18 @@ from serving.protocol import (
     server_version,
 )
 from serving.telemetry import log, places
+from serving.tensor_head import Check
 
 JSON = "application/json"
 BINARY = "application/octet-stream"
+HTML = "text/html; charset=utf-8"
+ROOT_HINT = "no such path; the Open Inference Protocol begins at /v2, for people at /docs"
+PAGE_HEADERS = (
+    ("Content-Security-Policy", policy()),
+    ("X-Content-Type-Options", "nosniff"),
+    ("Referrer-Policy", "no-referrer"),
+    ("Cache-Control", "no-cache"),
+)
 HEADER_LENGTH = "inference-header-content-length"
 
 STATUS: dict[type[errors.ServingError], HTTPStatus] = {
@@ -124,6 +134,7 @@ class Rest:
         self._routes: dict[str, tuple[str, Route]] = {}
         self._readers: WeakKeyDictionary[Contract, templates.Reader] = WeakKeyDictionary()
         self._version = server_version()
+        self._manual = Manual(plane, self._version)
 
     def __call__(self, request: Request, reply: Reply) -> Cancellable | None:
         """Answer a request; what comes back calls off an answer that is not there yet."""
@@ -175,6 +186,14 @@ class Rest:
                 return "POST", lambda request, reply: self._predict(request, name, number)
             case ["", "v2"] | ["", "v2", ""]:
                 return "GET", lambda request, reply: self._server()
+            case ["", "openapi.json"]:
+                return "GET", lambda request, reply: _document(self._manual.openapi())
+            case ["", "docs"] | ["", "docs", ""]:
+                return "GET", lambda request, reply: self._page(request, None)
+            case ["", "docs", name]:
+                return "GET", lambda request, reply: self._page(request, name)
+            case ["", ""]:
+                return "GET", lambda request, reply: _root(request)
             case ["", "v2", "health", "live"]:
                 return "GET", lambda request, reply: self._live()
             case ["", "v2", "health", "ready"]:
@@ -205,10 +224,14 @@ class Rest:
                 "load" | "unload" as change,
             ]:
                 return "POST", lambda request, reply: self._change(request, change, name)
-        raise errors.NotFound("no such path; the Open Inference Protocol begins at /v2")
+        raise errors.NotFound(ROOT_HINT)
 
     def _server(self) -> Response:
         return _json({"name": NAME, "version": self._version, "extensions": EXTENSIONS})
+
+    def _page(self, request: Request, name: str | None) -> Response:
+        page = self._manual.page(request.headers.get("host", ""), model=name)
+        return Response(HTTPStatus.OK, (page,), HTML, PAGE_HEADERS)
 
     def _live(self) -> Response:
         return _json({"live": self._plane.live()})
@@ -289,7 +312,7 @@ class Rest:
     def _reader(self, contract: Contract) -> templates.Reader:
         reader = self._readers.get(contract)
         if reader is None:
-            reader = templates.Reader(contract.check, self._json_bytes)
+            reader = templates.Reader(_weakly(contract.check), self._json_bytes)
             self._readers[contract] = reader
         return reader
 
@@ -334,6 +357,29 @@ def failed(error: BaseException) -> Response:
     if isinstance(error, errors.BackendFailure | errors.DeadlineExceeded):
         log("error", "backend failure", reason=str(error))
     return failure(status, str(error), headers)
+
+
+def _weakly(check: Check) -> Check:
+    """The same check, not keeping its contract: a model that was unloaded must go."""
+    kept = WeakMethod(check)
+
+    def checked(name: str, datatype: str, shape: Sequence[int]) -> None:
+        alive = kept()
+        if alive is not None:
+            alive(name, datatype, shape)
+
+    return checked
+
+
+def _root(request: Request) -> Response:
+    """A person with a browser wants the page; a program is told where the protocol begins."""
+    if "text/html" in request.headers.get("accept", ""):
+        return Response(HTTPStatus.TEMPORARY_REDIRECT, (), HTML, (("Location", "/docs"),))
+    return failure(HTTPStatus.NOT_FOUND, ROOT_HINT)
+
+
+def _document(document: bytes) -> Response:
+    return Response(HTTPStatus.OK, (document,))
 
 
 def _json(value: Any) -> Response:

@@ -42,6 +42,8 @@ ORDER = (
     "templates",
     "codec_json",
     "codec_proto",
+    "manual",
+    "openapi",
     "dataplane",
     "control",
     "changes",

@@ -28,6 +28,9 @@ from tests.serving.bundles import (
 )
 from tests.serving.live import Live, tensor
 
+WARM = 8
+"""Cycles after which all is there that is kept for good."""
+
 PAGE = ROOT / "docs" / "serving.md"
 ROW = digits_rows(1)
 ASKED = {"inputs": [tensor("image", ROW, "UINT8")], "outputs": [{"name": "logits"}]}
@@ -468,7 +471,7 @@ def test_cycles_of_load_and_unload_leave_nothing_behind(
     server = start(folder, "--control-port", "0", "--no-access-log")
     place = folder / "digits-test" / "2"
     measured = []
-    for cycle in range(cycles + 5):
+    for cycle in range(cycles + WARM):
         for bundle in bundles:
             shutil.rmtree(place, ignore_errors=True)
             shutil.copytree(bundle, place)
@@ -476,17 +479,18 @@ def test_cycles_of_load_and_unload_leave_nothing_behind(
             assert version_that_answers(server) == "2"
         assert change(server, "unload", version="2")[0] == 200
         assert version_that_answers(server) == "1"
-        if cycle >= 5:  # what is kept for good is there by then
+        if cycle >= WARM:
             measured.append(resources(server.process.pid))
     resident, descriptors, threads = np.array(measured).T
-    slope = np.polyfit(np.arange(len(resident)), resident, 1)[0]
+    steps = [(resident[j] - resident[i]) / (j - i) for j in range(cycles) for i in range(j)]
+    slope = float(np.median(steps))  # of all pairs: a jump now and then is no slope
     print(
         f"\n{cycles} cycles: {slope:+.1f} KiB a cycle, {resident[0]} to {resident[-1]} KiB; "
         f"descriptors {descriptors[0]} to {descriptors[-1]}, threads {threads[0]} to {threads[-1]}"
     )
     assert abs(descriptors[-1] - descriptors[0]) <= 2
     assert threads[-1] <= threads[0] + 1
-    assert slope < 100
+    assert slope < 20 + 3000 / cycles  # KiB; the allocator's noise shrinks as cycles grow
 
 
 def with_ballast(model: Any, values: np.ndarray) -> None:
