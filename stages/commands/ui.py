@@ -41,10 +41,11 @@ def command(port: int) -> None:
             door.bind(("127.0.0.1", port))
         except OSError as error:
             fail(f"port {port}: {error.strerror}; try --port {port % 65535 + 1}", 1)
-    from stages.tracking import server
+    from stages.tracking import server, view
 
     with locked(where):
-        experiment = server.connect(where).experiment_id
+        way = server.connect(where)
+        shared = view.share(way)
     arguments = ["--backend-store-uri", where.uri, "--artifacts-destination", str(where.artifacts)]
     arguments += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     arguments += ["--uvicorn-opts", "--log-level warning"]
@@ -57,7 +58,7 @@ def command(port: int) -> None:
         try:
             if _answers(f"http://127.0.0.1:{port}/health", process):
                 # Without the last part MLflow opens its side for language models.
-                page = f"experiments/{experiment}/runs?workflowType=machine_learning"
+                page = f"experiments/{way.experiment_id}/runs?workflowType=machine_learning{shared}"
                 print(f"MLflow: http://127.0.0.1:{port}/#/{page}  (Ctrl-C ends it)", flush=True)
             sys.exit(process.wait())
         except KeyboardInterrupt:

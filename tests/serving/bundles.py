@@ -14,21 +14,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from pipeline.bundle import golden
 from pipeline.bundle.decode import ImageDecoder
-from pipeline.bundle.manifest import (
-    Gate,
-    Golden,
-    Input,
-    Manifest,
-    Output,
-    Parity,
-    Variant,
-    entries,
-    write,
-)
+from pipeline.bundle.manifest import Input, Output, write
+from tests.manifests import OPSET, sound_manifest
 
 LABELS = tuple("0123456789")
-OPSET = 20
-TOLERANCE = 1e-5
 
 
 def digits_graph(seed: int = 0) -> onnx.ModelProto:
@@ -123,44 +112,17 @@ def make_bundle(
         "golden.npz": golden.pack(rows, expected),
         "card.md": b"# digits-test\n",
     }
-    tolerance = {output.name: TOLERANCE for output in outputs}
-    parity = Parity(
-        rows=8,
-        batch_sizes=(8, 1),
-        max_abs_difference=dict.fromkeys(tolerance, 0.0),
-        tolerance=tolerance,
-        argmax_agreement=1.0,
-        ties=0,
-        metrics_torch={"accuracy": 1.0},
-        metrics_onnx={"accuracy": 1.0},
-    )
-    gate = Gate(name="accuracy", measured=1.0, limit=0.9, rule="at least", passed=admitted)
-    variant = Variant(
-        file="model.onnx",
-        precision="fp32",
-        opset=OPSET,
+    manifest = sound_manifest(
+        contents,
+        inputs,
+        outputs,
+        rows=len(next(iter(rows.values()))),
         admitted=admitted,
-        gates=(gate,),
-        parity=parity,
+        name=name,
+        **{"versions": {"onnx": onnx.__version__}, **changes},
     )
-    fields: dict[str, Any] = {
-        "name": name,
-        "task": "classification",
-        "inputs": inputs,
-        "outputs": outputs,
-        "variants": {"fp32": variant},
-        "metrics": {"accuracy": 1.0},
-        "golden": Golden(
-            file="golden.npz", rows=len(next(iter(rows.values()))), tolerance=tolerance
-        ),
-        "profile": None,
-        "card": "card.md",
-        "experiment": {},
-        "versions": {"onnx": onnx.__version__},
-        "files": entries(contents),
-    }
     folder.parent.mkdir(parents=True, exist_ok=True)
-    return write(folder, Manifest(**fields | changes), contents)
+    return write(folder, manifest, contents)
 
 
 TYPES = {

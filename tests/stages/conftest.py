@@ -1,4 +1,4 @@
-"""A real MLflow server on the loopback, one for all tests of a process."""
+"""Real MLflow servers on the loopback; one for all tests of a process."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,19 +30,25 @@ class MlflowServer:
 
 @pytest.fixture(scope="session")
 def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    folder = tmp_path_factory.mktemp("server")
+    with serving(tmp_path_factory.mktemp("server")) as server:
+        yield server
+
+
+@contextmanager
+def serving(folder: Path, *options: str, **env: str) -> Iterator[MlflowServer]:
+    """`mlflow server` on a free port, keeping all in `folder`."""
     with socket.socket() as door:
         door.bind(("127.0.0.1", 0))
         port = door.getsockname()[1]
     arguments = ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
-    arguments += ["--artifacts-destination", str(folder / "artifacts"), "--workers", "1"]
+    arguments += ["--artifacts-destination", str(folder / "artifacts"), "--workers", "1", *options]
     kept = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
     quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     log = (folder / "server.log").open("w")
     process = subprocess.Popen(
         [sys.executable, "-m", "mlflow", "server", "--port", str(port), *arguments],
         cwd=folder,
-        env=kept | quiet,
+        env=kept | quiet | env,
         stdout=log,
         stderr=log,
     )

@@ -27,6 +27,7 @@ from pipeline.bundle.manifest import (
     Variant,
 )
 from pipeline.bundle.tensors import BY_NUMPY
+from tests.manifests import sound_manifest
 
 FILES = {"model.onnx": b"graph", "golden.npz": b"rows", "card.md": b"# card"}
 
@@ -127,33 +128,7 @@ manifests = st.builds(
 def sound() -> Manifest:
     """A small manifest over `FILES`."""
     tensor = {"name": "x", "dtype": "float32", "shape": ("batch", 2), "units": "none"}
-    parity = Parity(
-        rows=1,
-        batch_sizes=(1,),
-        max_abs_difference={},
-        tolerance={},
-        argmax_agreement=None,
-        ties=None,
-        metrics_torch={},
-        metrics_onnx={},
-    )
-    variant = Variant(
-        file="model.onnx", precision="fp32", opset=20, admitted=False, gates=(), parity=parity
-    )
-    return Manifest(
-        name="m",
-        task="t",
-        inputs=(Input(**tensor),),
-        outputs=(Output(**tensor),),
-        variants={"fp32": variant},
-        metrics={},
-        golden=Golden(file="golden.npz", rows=1, tolerance={}),
-        profile=None,
-        card="card.md",
-        experiment={},
-        versions={},
-        files=bundle.entries(FILES),
-    )
+    return sound_manifest(FILES, (Input(**tensor),), (Output(**tensor),), name="m")
 
 
 @pytest.fixture
