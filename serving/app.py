@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import socket
@@ -78,6 +79,7 @@ async def _run(repository: Repository, settings: Settings, sock: socket.socket) 
         await asyncio.wait({loading, stop}, return_when=asyncio.FIRST_COMPLETED)
         if loading.done():
             loading.result()
+            _settle_memory()
             _announce(repository, sock, rpc_port, tls)
             await stop
             plane.leave()
@@ -167,6 +169,13 @@ def _warn_public(settings: Settings) -> None:
         log("warning", "a public address without keys: anyone who reaches it may ask")
     if not settings.tls.certificate:
         log("warning", "a public address without TLS: what is sent can be read on its way")
+
+
+def _settle_memory() -> None:
+    """What was loaded stays: the collector need not look through it again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
 
 
 def bound(settings: HttpSettings, option: str = "--port") -> socket.socket:

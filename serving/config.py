@@ -32,6 +32,11 @@ class HttpSettings(Section):
     json_bytes: int = Field(
         16 << 20, ge=1, description="bytes of JSON in one request, binary tensors not counted"
     )
+    held_bytes: int = Field(
+        1 << 30,
+        ge=1,
+        description="bytes of all bodies that are not answered yet; one more that is begun gets 503",
+    )
     body_chunks: int = Field(65_536, ge=1, description="chunks of one chunked body")
     header_seconds: float = Field(5.0, gt=0, description="seconds from first byte to last header")
     body_seconds: float = Field(30.0, gt=0, description="seconds from last header to end of body")

@@ -10,6 +10,7 @@ import asyncio
 import socket
 import time
 from collections import deque
+from contextlib import suppress
 from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
@@ -51,6 +52,7 @@ class Connection(asyncio.Protocol):
         self._waiting: deque[Request | Response] = deque()
         self._answering: Request | None = None
         self._handling: Cancellable | None = None
+        self._held = 0
         self._starting = False
         self._paused_reading = False
         self._paused_writing = False
@@ -88,6 +90,13 @@ class Connection(asyncio.Protocol):
             self._paused_reading = True
             self._transport.pause_reading()
             self._read_deadline = inf  # the client cannot help it
+        self._count_held()
+        if self._reader.state is Reading.BODY and self._server.held > self._limits.held_bytes:
+            self._refuse(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                f"requests that are not answered yet hold {self._server.held} bytes, at most "
+                f"{self._limits.held_bytes} may (setting http.held_bytes)",
+            )
         self._answer_next()
 
     def eof_received(self) -> bool:
@@ -99,6 +108,7 @@ class Connection(asyncio.Protocol):
         self._stop_reading()
         self._waiting.clear()
         self._answering = None
+        self._count_held()
         if self._handling:
             self._handling.cancel()
         self._server.forget(self)
@@ -124,6 +134,17 @@ class Connection(asyncio.Protocol):
         else:  # nothing is awaited until the answers are out
             self._read_deadline = inf
 
+    def _count_held(self) -> None:
+        """Keep the server's sum of the bodies that wait for their end, their turn or an answer."""
+        held = self._reader.held
+        if self._answering:
+            held += len(self._answering.body)
+        for item in self._waiting:
+            if type(item) is Request:
+                held += len(item.body)
+        self._server.held += held - self._held
+        self._held = held
+
     def _stop_reading(self) -> None:
         self._reader.close()
         self._read_deadline = inf
@@ -132,6 +153,7 @@ class Connection(asyncio.Protocol):
         """The last thing this connection is told, after the answers that are still due."""
         headers = (("Retry-After", "1"),) if status is HTTPStatus.SERVICE_UNAVAILABLE else ()
         self._stop_reading()
+        self._count_held()
         self._waiting.append(failure(status, message, headers))
         self._answer_next()
 
@@ -170,6 +192,8 @@ class Connection(asyncio.Protocol):
         if asked is None:
             return
         self._answering = self._handling = None
+        self._server.held -= len(asked.body)
+        self._held -= len(asked.body)
         reading = self._reader.state
         last = not self._waiting and (self._server.draining or reading is Reading.CLOSED)
         if last or not asked.keep_alive:
@@ -282,12 +306,16 @@ class HttpServer:
         self.grace_end = inf
         self.date = _date()
         self.heads: Heads = {}
+        self.held = 0
         self._connections: set[Connection] = set()
         self._listener: asyncio.Server | None = None
+        self._sock: socket.socket | None = None
+        self._tls: Certificates | None = None
         self._sweeper = self.loop.call_later(SWEEP_SECONDS, self._sweep)
 
     async def start(self, sock: socket.socket, tls: Certificates | None = None) -> None:
         """Accept connections on a bound socket, over TLS where there are certificates."""
+        self._sock, self._tls = sock, tls
         self._listener = await self.loop.create_server(
             lambda: Connection(self),
             sock=sock,
@@ -310,7 +338,8 @@ class HttpServer:
     async def drain(self, seconds: float) -> bool:
         """Stop accepting, let what is in flight finish, then close. False if time ran out."""
         self.draining = True
-        if self._listener:
+        if self._listener and self._sock:
+            await self._accept_the_rest(self._sock)
             self._listener.close()
         end = self.loop.time() + seconds
         self.grace_end = self.loop.time() + min(GRACE_SECONDS, seconds / 2)
@@ -324,6 +353,19 @@ class HttpServer:
         self._sweeper.cancel()
         self.access_log.flush()
         return clean
+
+    async def _accept_the_rest(self, sock: socket.socket) -> None:
+        """Take in who waits at the closing door: the kernel would cut them off mid-request."""
+        waiting = []
+        with suppress(OSError):  # nobody is left
+            for _ in range(self.settings.backlog):
+                waiting.append(sock.accept()[0])
+        for accepted in waiting:
+            accepted.setblocking(False)
+            with suppress(OSError):
+                await self.loop.connect_accepted_socket(
+                    lambda: Connection(self), accepted, ssl=self._tls
+                )
 
     def _sweep(self) -> None:
         now = self.loop.time()

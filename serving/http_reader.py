@@ -142,9 +142,16 @@ class RequestReader:
         found, self._found = self._found, []
         return found
 
+    @property
+    def held(self) -> int:
+        """Bytes of the body that is being read."""
+        return self._body_bytes
+
     def close(self) -> None:
         """Read nothing more."""
         self.state = Reading.CLOSED
+        self._body.clear()
+        self._body_bytes = 0
 
     def _parse(self, data: memoryview) -> None:
         """Feed the parser, and a new one wherever it stopped at an offer of another protocol."""

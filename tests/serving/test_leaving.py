@@ -49,3 +49,60 @@ def test_a_request_on_its_way_to_an_idle_connection_is_answered() -> None:
 
 def test_a_silent_connection_is_closed_all_the_same() -> None:
     assert asyncio.run(leave(b"", b"")) == b""
+
+
+async def arrive_at_the_last_moment(count: int) -> list[bytes]:
+    """What clients hear whose connections the kernel took, and nobody yet, when the drain began."""
+    sock = socket.create_server(("127.0.0.1", 0))
+    sock.setblocking(False)
+    server = HttpServer(slowly, HttpSettings(), AccessLog(False))
+    await server.start(sock)
+    clients = [socket.create_connection(sock.getsockname()) for _ in range(count)]
+    for client in clients:
+        client.sendall(ASK % 5)
+    assert await server.drain(5)
+    answers = []
+    for client in clients:
+        client.settimeout(5)
+        answers.append(client.recv(1 << 16))
+        client.close()
+    return answers
+
+
+def test_who_waits_at_the_closing_door_is_let_in() -> None:
+    for answer in asyncio.run(arrive_at_the_last_moment(20)):
+        assert b" 200 OK" in answer and answer.endswith(b"/5")
+
+
+async def hold(limit: int, bodies: int, size: int) -> tuple[list[bytes], int, int]:
+    """(answers to unfinished bodies while all are open, bytes held then, bytes held at the end)."""
+    sock = socket.create_server(("127.0.0.1", 0))
+    server = HttpServer(slowly, HttpSettings(held_bytes=limit), AccessLog(False))
+    await server.start(sock)
+    streams = []
+    for _ in range(bodies):
+        reader, writer = await asyncio.open_connection(*sock.getsockname())
+        writer.write(b"POST /x HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size)
+        writer.write(b"x" * (size - 1))
+        await asyncio.sleep(0.02)
+        streams.append((reader, writer))
+    held, answers = server.held, []
+    for reader, writer in streams:
+        try:
+            answers.append(await asyncio.wait_for(reader.read(1 << 16), 0.05))
+        except TimeoutError:
+            writer.write(b"x")
+            answers.append(await asyncio.wait_for(reader.read(1 << 16), 5))
+        writer.close()
+    await asyncio.sleep(0.05)
+    left = server.held
+    await server.drain(1)
+    return answers, held, left
+
+
+def test_all_bodies_together_are_bounded() -> None:
+    answers, held, left = asyncio.run(hold(limit=250_000, bodies=6, size=60_000))
+    refused = [answer for answer in answers if b" 503 " in answer]
+    assert len(refused) == 2 and all(b"held_bytes" in a and b"Retry-After" in a for a in refused)
+    assert sum(b" 200 OK" in answer for answer in answers) == 4
+    assert held <= 250_000 and left == 0
