@@ -41,6 +41,8 @@ ROUTES = [
     ("POST", "/v2/repository/models/digits-test/rollback", Scope.ADMIN),
     ("POST", "/v2/repository/mod%65ls/digits-test/load", Scope.ADMIN),
     ("DELETE", MODEL, Scope.INFER),
+    ("GET", "/docs", Scope.INFER),
+    ("GET", "/openapi.json", Scope.INFER),
     ("GET", "/", Scope.INFER),
     ("GET", "/nowhere", Scope.INFER),
     ("GET", "/v2/models/unknown", Scope.INFER),
