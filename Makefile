@@ -33,10 +33,10 @@ export ORT_DISABLE_TELEMETRY := 1
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-fast lint format serve ui bench bench-serving fuzz-openapi lock clean distclean
+.PHONY: help setup run test test-fast lint format serve ui bench conformance bench-serving fuzz-openapi lock clean distclean
 
 help: ## list the chores
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 
 setup: $(STAMP) ## install the pinned dependencies into .venv, once
 
@@ -81,6 +81,20 @@ fuzz-openapi: $(STAMP) ## send a server what schemathesis makes up from its Open
 	  && .venv-fuzz/bin/pip -qq install 'schemathesis>=4.32,<5'; }
 	@$(BIN)/python -m tests.serving.fuzz_openapi "$(CURDIR)/.venv-fuzz/bin/st"
 
+# Others' clients pin what ours cannot have: an environment of their own, made again when pins change.
+CONFORMANCE := .build/conformance
+$(CONFORMANCE)/.ready: tests/conformance/requirements.txt $(STAMP)
+	@rm -f $@
+	@"$(PYTHON)" -m venv --clear $(CONFORMANCE)
+	@echo "Setting up $(CONFORMANCE): tritonclient and kserve, 600 MB ..."
+	@$(CONFORMANCE)/bin/python -m pip -qq --disable-pip-version-check install --require-hashes \
+	  -r tests/conformance/requirements.txt
+	@touch $@
+
+conformance: $(STAMP) $(CONFORMANCE)/.ready ## ask a server with others' clients; writes docs/conformance.md
+	@SLIPWAY_CONFORMANCE_REPORT=docs/conformance.md \
+	  $(BIN)/python -m pytest tests/conformance -q -s $(ARGS)
+
 # The stamp is written last, so a set-up that failed is taken up again by the next make. `venv` notes
 # the folder it was made in: one copied elsewhere, whose scripts would still run the old place's
 # Python, is seen by that and rebuilt. Bytecode is written at the end, on all cores, rather than by pip
@@ -121,7 +135,9 @@ lock: ## pin the dependencies anew (UPGRADE=1 for newer ones)
 	&& $(RESOLVE) --extra train --extra serve --extra dev -c requirements/torch.txt \
 	     --no-emit-package torch -o requirements/train.txt \
 	&& $(RESOLVE) --extra serve -c requirements/train.txt -o requirements/serve.txt \
-	&& $(RESOLVE) --extra serve-cuda -c requirements/train.txt -o requirements/serve-cuda.txt
+	&& $(RESOLVE) --extra serve-cuda -c requirements/train.txt -o requirements/serve-cuda.txt \
+	&& $(subst pyproject.toml,tests/conformance/requirements.in,$(RESOLVE)) \
+	     -o tests/conformance/requirements.txt
 	@echo "Pinned in requirements/. Now: make test"
 
 clean: ## delete what builds and tests wrote; DVC's cache brings the results back

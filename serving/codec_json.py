@@ -222,6 +222,9 @@ def _input(
     size = parameters.get("binary_data_size")
     if "shared_memory_region" in parameters:
         raise Unsupported(f"{where}: shared memory is not offered here; send the data")
+    if size == 0 and item.get("data", 0) in (None, []):
+        # How KServe's client sends a tensor without elements: both ways at once, without the header.
+        return Tensor(name, kind.protocol, from_json(where, kind, shape, [])), offset
     if size is None:
         if "data" not in item:
             raise InvalidRequest(f"{where}: expected 'data' or the parameter 'binary_data_size'")

@@ -1,6 +1,7 @@
 """Golden rows: real inputs and the answers expected of them, as an `npz` without pickles.
 
-Keys are `in/<name>` and `out/<name>`; the expected answers are torch's.
+Keys are `in/<name>` and `out/<name>`; the expected answers are torch's. Texts lie in the file as unicode
+of one width, since objects would need pickles, and are objects again once read.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ def pack(inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) ->
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         for name, array in sorted(tagged.items()):
             entry = io.BytesIO()
-            np.lib.format.write_array(entry, np.ascontiguousarray(array), allow_pickle=False)
+            stored = array.astype(np.str_) if array.dtype.hasobject else array
+            np.lib.format.write_array(entry, np.ascontiguousarray(stored), allow_pickle=False)
             archive.writestr(
                 zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0)), entry.getvalue()
             )
@@ -41,7 +43,9 @@ def unpack(payload: bytes) -> tuple[Arrays, Arrays]:
                 raise ValueError("compressed, and of unknown size")
             for key in archive.files:
                 side, _, name = key.partition("/")
-                {"in": inputs, "out": outputs}[side][name] = archive[key]
+                array = archive[key]
+                texts = array.astype(object) if array.dtype.kind == "U" else array
+                {"in": inputs, "out": outputs}[side][name] = texts
     except Exception as error:  # zip and npy readers raise whatever damage makes them raise
         raise BundleError(f"golden rows: not readable: {error}") from error
     if not inputs or not outputs:

@@ -195,3 +195,30 @@ def make_series_bundle(folder: Path, name: str = "series") -> str:
         name=name,
         task="sums",
     )
+
+
+ECHOES = {**TYPES, "object": (TensorProto.STRING, "BYTES")}
+
+
+def make_echo_bundle(folder: Path, dtype: str) -> str:
+    """One input `x` [batch, length] of one element type, texts included, given back as `y`."""
+    number, protocol = ECHOES[dtype]
+    shape = ("batch", "length")
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["x"], ["y"])],
+        "model",
+        [helper.make_tensor_value_info("x", number, shape)],
+        [helper.make_tensor_value_info("y", number, shape)],
+    )
+    rows = (
+        np.array([["a", "é"], ["", "b"]], object) if dtype == "object" else np.eye(2, dtype=dtype)
+    )
+    return make_bundle(
+        folder,
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10),
+        (Input(name="x", dtype=dtype, shape=shape, units="none"),),
+        (Output(name="y", dtype=dtype, shape=shape, units="none"),),
+        {"x": rows},
+        name=f"echo-{protocol.lower()}",
+        task="echo",
+    )

@@ -231,6 +231,17 @@ def test_any_value_anywhere_is_a_request_or_a_sentence(data: st.DataObject) -> N
         assert found.inputs[0].array.shape == tuple(item["shape"])
 
 
+@pytest.mark.parametrize("data", [None, []])
+def test_an_empty_tensor_both_ways_at_once(data: Any) -> None:
+    """KServe's client sends it so, without the header that binary data needs."""
+    item = {"name": "t", "datatype": "FP32", "data": data, "parameters": {"binary_data_size": 0}}
+    empty = json.dumps({"inputs": [item | {"shape": [2, 0]}]}).encode()
+    (read,) = codec_json.decode(empty, "").inputs
+    assert read.array.shape == (2, 0)
+    with pytest.raises(InvalidRequest, match=r"'t'.*expected 2 values"):
+        codec_json.decode(json.dumps({"inputs": [item | {"shape": [2]}]}).encode(), "")
+
+
 def test_binary_input_is_not_copied() -> None:
     array = np.arange(64, dtype=np.uint8).reshape(1, 8, 8, 1)
     body, headers = framed({"inputs": [binary("image", array, "UINT8")]}, array.tobytes())

@@ -75,3 +75,10 @@ def test_damage_is_rows_or_a_refusal(place, value):
     payload[place % len(payload)] = value
     with suppress(BundleError):
         golden.unpack(bytes(payload))
+
+
+def test_texts_come_back_as_objects():
+    texts = np.array([["a", "é"], ["", "日本\n"]], object)
+    inputs, outputs = golden.unpack(golden.pack({"t": texts}, {"y": ROWS}))
+    assert inputs["t"].dtype == object and inputs["t"].tolist() == texts.tolist()
+    assert outputs["y"].dtype == ROWS.dtype
