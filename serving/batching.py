@@ -17,7 +17,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from serving.config import BatchSettings
-from serving.errors import BackendFailure, DeadlineExceeded, Overloaded, ServingError
+from serving.errors import (
+    BackendFailure,
+    DeadlineExceeded,
+    Overloaded,
+    ServingError,
+    WaitedTooLong,
+)
 from serving.telemetry import log
 
 Arrays = Mapping[str, np.ndarray]
@@ -46,11 +52,22 @@ class Entry:
     rows: int
     signature: Hashable
     done: Done
+    priority: int = 0
+    timeout: float = inf
+    deadline: float = inf
+    timer: asyncio.TimerHandle | None = None
     cancelled: bool = False
 
     def cancel(self) -> None:
         """Nobody waits any more: not run if it waits still, and not told in any case."""
         self.cancelled = True
+        self.stop_timer()
+
+    def stop_timer(self) -> None:
+        """Its turn came, or it is off: a timer would keep its arrays."""
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
 
 
 def select(waiting: Sequence[Waiting], max_rows: int) -> list[int]:
@@ -133,22 +150,39 @@ class Batcher:
         self._waiting: list[Entry] = []
         self._rows = 0
         self._scheduled = False
+        self._in_order = True
+        """Whether what waits can run as it came: nothing has a deadline or priority of its own."""
 
-    def enqueue(self, arrays: Arrays, rows: int, signature: Hashable, done: Done) -> Entry:
+    def enqueue(
+        self,
+        arrays: Arrays,
+        rows: int,
+        signature: Hashable,
+        done: Done,
+        timeout: float = 0.0,
+        priority: int = 0,
+    ) -> Entry:
         """Queue one request; `done` is told its outputs, as views of the batch's, later.
 
-        Raises `Overloaded` where the queue is full. A callback rather than a future: what a future
-        and a task cost each time is more than all else that a small request costs here.
+        Where its turn has not come after `timeout` seconds, `done` is told `WaitedTooLong`; 0 waits
+        for ever. `priority` 1 goes before 2, 0 stands for the default. Raises `Overloaded` where
+        the queue is full. A callback rather than a future: what a future and a task cost each time
+        is more than all else that a small request costs here.
         """
         limits = self._settings
-        if self._waiting and (
-            len(self._waiting) >= limits.queue_requests or self._rows + rows > limits.queue_rows
-        ):
+        if self._waiting and self._is_full(rows):
+            self._forget_cancelled()
+        if self._waiting and self._is_full(rows):
             raise Overloaded(
                 f"the queue is full: {len(self._waiting)} requests with {self._rows} rows wait, "
                 f"at most {limits.queue_requests} and {limits.queue_rows} may"
             )
-        entry = Entry(arrays, rows, signature, done)
+        level = priority or limits.default_priority
+        entry = Entry(arrays, rows, signature, done, level)
+        if timeout or level != limits.default_priority:
+            self._in_order = False
+            if timeout:
+                self._set_deadline(entry, timeout)
         self._waiting.append(entry)
         self._rows += rows
         if not self._scheduled:
@@ -169,6 +203,29 @@ class Batcher:
 
         future.entry = self.enqueue(arrays, rows, signature, done)
         return future
+
+    def _is_full(self, rows: int) -> bool:
+        limits = self._settings
+        return len(self._waiting) >= limits.queue_requests or self._rows + rows > limits.queue_rows
+
+    def _forget_cancelled(self) -> None:
+        self._waiting = [entry for entry in self._waiting if not entry.cancelled]
+        self._rows = sum([entry.rows for entry in self._waiting])
+
+    def _set_deadline(self, entry: Entry, timeout: float) -> None:
+        """Tell a request that it waited too long when it has, whatever the model is busy with."""
+        loop = asyncio.get_running_loop()
+        entry.timeout, entry.deadline = timeout, loop.time() + timeout
+        entry.timer = loop.call_at(entry.deadline, self._expire, entry)
+
+    def _expire(self, entry: Entry) -> None:
+        if not entry.cancelled:
+            late = WaitedTooLong(
+                f"its turn did not come within the request's timeout of "
+                f"{entry.timeout * 1e6:.0f} microseconds; nothing was run for it"
+            )
+            self._deliver([entry], [late])
+            entry.cancel()
 
     @property
     def waiting(self) -> int:
@@ -214,14 +271,28 @@ class Batcher:
     def _take(self) -> list[Entry]:
         """The next batch, leaving out those whose client has gone."""
         waiting = [entry for entry in self._waiting if not entry.cancelled]
+        if not self._in_order:
+            waiting = self._ordered(waiting)
         chosen = select(waiting, self._settings.rows)
+        if not self._in_order:
+            for at in chosen:
+                waiting[at].stop_timer()
         if len(chosen) == len(waiting):
-            self._waiting, self._rows = [], 0
+            self._waiting, self._rows, self._in_order = [], 0, True
             return waiting
         taken = set(chosen)
         self._waiting = [entry for at, entry in enumerate(waiting) if at not in taken]
         self._rows = sum(entry.rows for entry in self._waiting)
         return [waiting[at] for at in chosen]
+
+    def _ordered(self, waiting: list[Entry]) -> list[Entry]:
+        """Higher priority first, those of one as they came; what is too late is told so."""
+        now = asyncio.get_running_loop().time()
+        for entry in waiting:
+            if entry.deadline < now:
+                self._expire(entry)
+        kept = [entry for entry in waiting if not entry.cancelled]
+        return sorted(kept, key=lambda entry: entry.priority)
 
     def _finished(
         self,

@@ -37,7 +37,15 @@ from serving.tensor_data import (
     told,
     utf8,
 )
-from serving.tensor_head import Check, check_count, check_id, check_unique, datatype
+from serving.tensor_head import (
+    Check,
+    check_count,
+    check_id,
+    check_unique,
+    datatype,
+    priority,
+    timeout,
+)
 from serving.tensor_head import shape as axes
 
 MAX_JSON = 16 << 20
@@ -179,7 +187,8 @@ def _request(
 ) -> InferRequest:
     identity = fields.get("id")
     check_id(identity)
-    binary = _flag(_parameters(fields, "the request"), "binary_data_output", "the request", False)
+    asked = _parameters(fields, "the request")
+    binary = _flag(asked, "binary_data_output", "the request", False)
     inputs = []
     for number, item in enumerate(_list(fields, "inputs")):
         name, parameters = _named(item, f"inputs[{number}]")
@@ -201,7 +210,14 @@ def _request(
         check_unique([output.name for output in outputs], "output")
     elif fields.get("outputs", []) != []:
         _list(fields, "outputs")
-    return InferRequest(tuple(inputs), outputs, binary, identity)
+    return InferRequest(
+        tuple(inputs),
+        outputs,
+        binary,
+        identity,
+        timeout(asked["timeout"]) if "timeout" in asked else 0.0,
+        priority(asked["priority"]) if "priority" in asked else 0,
+    )
 
 
 def _input(

@@ -25,8 +25,16 @@ from serving.protocol import (
     Tensor,
     WantedOutput,
 )
-from serving.tensor_data import element_count, from_bytes, from_texts, to_bytes, told, utf8
-from serving.tensor_head import Check, check_count, check_id, check_unique, datatype
+from serving.tensor_data import element_count, from_bytes, from_texts, to_bytes, utf8
+from serving.tensor_head import (
+    Check,
+    check_count,
+    check_id,
+    check_unique,
+    datatype,
+    priority,
+    timeout,
+)
 from serving.tensor_head import shape as axes
 
 InferMessage = message("inference.ModelInferRequest")
@@ -88,7 +96,14 @@ def decode(asked: Any, check: Check | None = None) -> InferRequest:
         )
         inputs.append(Tensor(name, kind.protocol, array))
     check_unique([tensor.name for tensor in inputs], "input")
-    return InferRequest(tuple(inputs), _wanted(asked.outputs), True, identity)
+    return InferRequest(
+        tuple(inputs),
+        _wanted(asked.outputs),
+        True,
+        identity,
+        timeout(_number(asked, "timeout")),
+        priority(_number(asked, "priority")),
+    )
 
 
 def encode(request_id: str | None, response: InferResponse) -> bytes:
@@ -126,17 +141,12 @@ def encode_stream_failure(asked: Any, reason: str) -> bytes:
     return found
 
 
-def timeout_seconds(asked: Any) -> float | None:
-    """The request's own patience: its parameter `timeout`, in microseconds. None where unset."""
-    if not asked.parameters or "timeout" not in asked.parameters:
-        return None
-    given = asked.parameters["timeout"]
-    value = getattr(given, given.WhichOneof("parameter_choice") or "int64_param")
-    if isinstance(value, str) and value.isdecimal():
-        value = int(value[:19])
-    if type(value) not in (int, float) or not 0 <= value < 2**63:
-        raise InvalidRequest(f"timeout: expected microseconds, 0 for none, got {told(value)}")
-    return value / 1e6 if value else None
+def _number(asked: Any, name: str) -> Any:
+    """A request's own parameter, 0 where it has none; a text where it came as one."""
+    if not asked.parameters or name not in asked.parameters:
+        return 0
+    given = asked.parameters[name]
+    return getattr(given, given.WhichOneof("parameter_choice") or "int64_param")
 
 
 def encode_metadata(known: ModelMetadata) -> bytes:

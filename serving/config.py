@@ -124,6 +124,13 @@ class BatchSettings(Section):
     request_rows: int = Field(1024, ge=1, description="most rows one request may bring")
     queue_requests: int = Field(1024, ge=1, description="requests that may wait; one more gets 503")
     queue_rows: int = Field(8192, ge=1, description="rows that may wait; more get 503")
+    default_priority: int = Field(
+        2,
+        ge=1,
+        le=10,
+        description="what a request counts as that names no priority; 1 goes first, 10 last, and "
+        "a level waits for as long as those before it keep the model busy",
+    )
     slow_ms: float = Field(
         1.0,
         ge=0,

@@ -27,6 +27,7 @@ from serving.protocol import (
     TensorSpec,
 )
 from serving.repository import ANSWERING, Repository, State
+from serving.tensor_head import MAX_PRIORITY
 
 INPUT_FIELDS = {
     "format": "FORMAT_NONE",
@@ -130,8 +131,8 @@ class DataPlane:
                 "preferred_batch_size": [settings.batching.rows],
                 "max_queue_delay_microseconds": 0,
                 "preserve_ordering": False,
-                "priority_levels": 0,
-                "default_priority_level": 0,
+                "priority_levels": MAX_PRIORITY,
+                "default_priority_level": settings.batching.default_priority,
                 "priority_queue_policy": {},
             },
             "instance_group": [

@@ -58,5 +58,9 @@ class DeadlineExceeded(ServingError):
     """The answer would have come too late; what was running for it has been ended."""
 
 
+class WaitedTooLong(DeadlineExceeded):
+    """The request's own timeout ended before its turn came; nothing was run for it."""
+
+
 class ModelRefused(ServingError):
     """A model that may not be served; raised while loading, the message says why."""

@@ -102,7 +102,9 @@ class Model:
                     )
                 )
 
-        return self._batcher.enqueue(arrays, rows, _signature(arrays), answered)
+        return self._batcher.enqueue(
+            arrays, rows, _signature(arrays), answered, request.timeout, request.priority
+        )
 
     async def predict(self, payload: bytes, invert: bool) -> tuple[str, dict[str, float]]:
         """(label, probability by label, most likely first) of one file's bytes.

@@ -21,6 +21,7 @@ from serving.errors import Unsupported
 from serving.model import Model, file_door
 from serving.protocol import Tensor
 from serving.tensor_data import to_json
+from serving.tensor_head import MAX_PRIORITY
 
 Document = dict[str, Any]
 
@@ -147,6 +148,17 @@ PARAMETERS: Document = {
     "description": "Ours and Triton's; unknown ones are passed over.",
     "properties": {
         "binary_data_output": {"type": "boolean", "description": "answer with binary tensors"},
+        "timeout": {
+            "type": "integer",
+            "minimum": 0,
+            "description": "microseconds it may wait for its turn; 0: for ever",
+        },
+        "priority": {
+            "type": "integer",
+            "minimum": 0,
+            "maximum": MAX_PRIORITY,
+            "description": "1 goes first; 0: the default",
+        },
     },
     "additionalProperties": {"type": ["string", "number", "boolean"]},
 }

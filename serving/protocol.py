@@ -18,6 +18,7 @@ EXTENSIONS = (
     "model_repository(unload_dependents)",
     "model_configuration",
     "parameters",
+    "schedule_policy",
     "predict",
 )
 
@@ -56,12 +57,18 @@ class WantedOutput:
 
 @dataclass(slots=True)
 class InferRequest:
-    """Tensors in. `outputs` none means all of them, travelling as `binary` says."""
+    """Tensors in. `outputs` none means all of them, travelling as `binary` says.
+
+    `timeout` is how many seconds it may wait for its turn, 0 for ever. `priority` 1 goes before 2;
+    0 is the deployment's default.
+    """
 
     inputs: tuple[Tensor, ...]
     outputs: tuple[WantedOutput, ...] | None = None
     binary: bool = False
     id: str | None = None
+    timeout: float = 0.0
+    priority: int = 0
 
 
 @dataclass(slots=True)

@@ -57,6 +57,7 @@ STATUS: dict[type[errors.ServingError], HTTPStatus] = {
     errors.BackendFailure: HTTPStatus.INTERNAL_SERVER_ERROR,
     errors.ModelRefused: HTTPStatus.BAD_REQUEST,
     errors.DeadlineExceeded: HTTPStatus.GATEWAY_TIMEOUT,
+    errors.WaitedTooLong: HTTPStatus.GATEWAY_TIMEOUT,
 }
 
 # curl sends the form type with `--data-binary` unless told otherwise; what it sends is no form.
@@ -354,7 +355,7 @@ def failed(error: BaseException) -> Response:
         headers = (("Retry-After", str(getattr(error, "retry_after", 1))),)
     if status is HTTPStatus.UNAUTHORIZED:
         headers = (("WWW-Authenticate", 'Bearer realm="slipway"'),)
-    if isinstance(error, errors.BackendFailure | errors.DeadlineExceeded):
+    if type(error) in (errors.BackendFailure, errors.DeadlineExceeded):
         log("error", "backend failure", reason=str(error))
     return failure(status, str(error), headers)
 

@@ -36,6 +36,7 @@ STATUS: dict[type[errors.ServingError], grpc.StatusCode] = {
     errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
     errors.Forbidden: grpc.StatusCode.PERMISSION_DENIED,
     errors.DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
+    errors.WaitedTooLong: grpc.StatusCode.DEADLINE_EXCEEDED,
     errors.BackendFailure: grpc.StatusCode.INTERNAL,
 }
 
@@ -228,17 +229,7 @@ class RpcServer:
         name, version = asked.model_name, asked.model_version or None
         # An unknown model is told before a bad tensor, a bad shape before its data is read.
         request = codec_proto.decode(asked, self._plane.check(name, version))
-        patience = codec_proto.timeout_seconds(asked)
-        if patience is None:
-            return codec_proto.encode(request.id, await self._plane.infer(name, version, request))
-        try:
-            async with asyncio.timeout(patience):
-                answer = await self._plane.infer(name, version, request)
-        except TimeoutError as error:
-            raise errors.DeadlineExceeded(
-                f"no answer within the request's timeout of {patience * 1e6:.0f} microseconds"
-            ) from error
-        return codec_proto.encode(request.id, answer)
+        return codec_proto.encode(request.id, await self._plane.infer(name, version, request))
 
     async def _stream(self, asked: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
         """Answers in the order of the requests, which run beside one another."""

@@ -65,6 +65,8 @@ class Template:
     size: int
     outputs: tuple[WantedOutput, ...] | None
     binary: bool
+    timeout: float
+    priority: int
 
     @classmethod
     def of(cls, request: InferRequest) -> Template:
@@ -74,11 +76,13 @@ class Template:
             kind = BY_PROTOCOL[t.datatype]
             parts.append(Part(t.name, kind, t.array.shape, t.array.size, size))
             size += t.array.nbytes
-        return cls(tuple(parts), size, request.outputs, request.binary)
+        return cls(
+            tuple(parts), size, request.outputs, request.binary, request.timeout, request.priority
+        )
 
     def filled(self, arrays: list[np.ndarray]) -> InferRequest:
         tensors = tuple([part.tensor(a) for part, a in zip(self.parts, arrays, strict=True)])
-        return InferRequest(tensors, self.outputs, self.binary)
+        return InferRequest(tensors, self.outputs, self.binary, None, self.timeout, self.priority)
 
 
 class Reader:

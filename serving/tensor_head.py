@@ -12,6 +12,7 @@ from serving.tensor_data import told
 MAX_RANK = 8
 MAX_TENSORS = 256
 MAX_ID = 1024
+MAX_PRIORITY = 10
 MAX_ELEMENTS = 2**31 - 1
 """Of one tensor, a zero axis counted as one: numpy cannot shape everything that is empty."""
 
@@ -38,6 +39,27 @@ def check_id(identity: Any) -> None:
         raise InvalidRequest(
             f"id: expected a text of up to {MAX_ID} characters, got {told(identity)}"
         )
+
+
+def timeout(value: Any) -> float:
+    """Seconds of a request's parameter `timeout`, microseconds; 0 for none. Raises `InvalidRequest`."""
+    if isinstance(value, str) and value.isascii() and value.isdecimal():
+        value = int(value[:20])
+    if type(value) not in (int, float) or not 0 <= value < 2**63:
+        raise InvalidRequest(f"timeout: expected microseconds, 0 for none, got {told(value)}")
+    return float(value) / 1e6
+
+
+def priority(value: Any) -> int:
+    """A request's parameter `priority`. Raises `InvalidRequest`."""
+    if isinstance(value, str) and value.isascii() and value.isdecimal():
+        value = int(value[:20])
+    if type(value) is not int or not 0 <= value <= MAX_PRIORITY:
+        raise InvalidRequest(
+            f"priority: expected 1, the first, to {MAX_PRIORITY}, or 0 for the default, "
+            f"got {told(value)}"
+        )
+    return value
 
 
 def datatype(value: Any, where: str) -> TensorType:
