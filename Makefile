@@ -33,7 +33,7 @@ export ORT_DISABLE_TELEMETRY := 1
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-fast lint format serve ui bench conformance bench-serving fuzz-openapi lock clean distclean
+.PHONY: help setup run test test-fast test-cuda lint format serve ui bench conformance bench-serving bench-cuda fuzz-openapi lock clean distclean
 
 help: ## list the chores
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -95,6 +95,22 @@ conformance: $(STAMP) $(CONFORMANCE)/.ready ## ask a server with others' clients
 	@SLIPWAY_CONFORMANCE_REPORT=docs/conformance.md \
 	  $(BIN)/python -m pytest tests/conformance -q -s $(ARGS)
 
+# A second environment: the CUDA wheel of ONNX Runtime lies over the CPU one. See docs/cuda.md.
+CUDA_VENV ?= .venv-cuda
+CUDA_LIBS ?= [cuda,cudnn]
+CUDA_STAMP := $(CUDA_VENV)/.ready
+$(CUDA_STAMP): pyproject.toml
+	@"$(PYTHON)" -m venv --clear $(CUDA_VENV)
+	@$(CUDA_VENV)/bin/python -m pip -qq --disable-pip-version-check install --editable '.[serve-cuda,dev]' \
+	  'onnxruntime-gpu$(CUDA_LIBS)>=1.31,<1.32' 'onnx>=1.23,<1.24' 'ruamel.yaml>=0.19.1,<0.20'
+	@touch $@
+
+test-cuda: $(CUDA_STAMP) ## run the tests that need a CUDA device
+	@$(CUDA_VENV)/bin/python -m pytest tests/cuda -rs $(ARGS)
+
+bench-cuda: $(CUDA_STAMP) ## time a bundle on the CPU and on a CUDA device
+	@$(CUDA_VENV)/bin/python benchmarks/bench_cuda.py bundles/$(EXPERIMENT) --require $(ARGS)
+
 # The stamp is written last, so a set-up that failed is taken up again by the next make. `venv` notes
 # the folder it was made in: one copied elsewhere, whose scripts would still run the old place's
 # Python, is seen by that and rebuilt. Bytecode is written at the end, on all cores, rather than by pip
@@ -145,4 +161,4 @@ clean: ## delete what builds and tests wrote; DVC's cache brings the results bac
 	@find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean ## also delete .venv, DVC's cache and the local MLflow runs
-	@rm -rf $(VENV) .dvc/cache .dvc/tmp .dvc/config.local mlflow.db* mlartifacts mlruns
+	@rm -rf $(VENV) $(CUDA_VENV) .dvc/cache .dvc/tmp .dvc/config.local mlflow.db* mlartifacts mlruns

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import orjson
-from PIL import Image
 
 from pipeline.bundle.decode import ImageDecoder
 from pipeline.bundle.manifest import Tensor
@@ -229,6 +228,8 @@ def _trial(one: Served, shown: openapi.Example | None, files: bool) -> str:
 
 def _picture(row: np.ndarray) -> str:
     """A row of pixels `[height, width, channels]` as an address of itself."""
+    from PIL import Image  # only where there is a picture to draw
+
     buffer = io.BytesIO()
     Image.fromarray(row[..., 0] if row.shape[-1] == 1 else row).save(buffer, "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

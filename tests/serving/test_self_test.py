@@ -107,7 +107,7 @@ def test_a_model_that_hangs_fails_its_test(tmp_path: Path) -> None:
     )
     model = load(read(tmp_path / "b"), settings)
     model.self_test()
-    model._rows.inputs["steps"][0] = 2**40  # as if the machine had become that slow
+    model.golden.inputs["steps"][0] = 2**40  # as if the machine had become that slow
     with pytest.raises(ModelRefused, match=r"did not answer them in time .*run_seconds"):
         model.self_test()
     model.close()
