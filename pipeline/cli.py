@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "serve": ("serving.commands.serve", "Serve a bundle or a repository over HTTP.", SERVE),
     "predict": ("serving.commands.predict", "Ask a bundle or a server about a file.", SERVE),
     "key": ("serving.commands.key", "Make an API key for a server.", SERVE),
+    "bench": ("serving.commands.bench", "Put load on a server and measure its answers.", SERVE),
 }
 
 
