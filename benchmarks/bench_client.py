@@ -17,13 +17,11 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from math import inf
-from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from served import Served, environment
 
 CONTENDERS = {
     "Client": "",
@@ -45,8 +43,6 @@ STRETCHES = 5
 @click.option("--json", "as_json", is_flag=True, help="Print JSON alone.")
 def main(bundle: str, calls: int, as_json: bool) -> None:
     """Serve BUNDLE and ask it with each contender in turn."""
-    from benchmarks.served import Served
-
     result: dict[str, Any] = {}
     with Served(bundle) as served:
         for name in [*CONTENDERS] * ROUNDS:
@@ -57,6 +53,7 @@ def main(bundle: str, calls: int, as_json: bool) -> None:
                 [sys.executable, __file__, "--as", name, served.url, str(calls // ROUNDS)],
                 capture_output=True,
                 text=True,
+                env=environment(),
                 check=False,
             )
             if done.returncode:

@@ -16,6 +16,7 @@ from typing import Self
 import click
 
 ROOT = Path(__file__).resolve().parents[1]
+START_SECONDS = 30
 
 
 class Served:
@@ -39,10 +40,11 @@ class Served:
             )
         while not self.url:
             time.sleep(0.005)
-            found = re.search(r"^ready: .*(http://\S+:\d+)$", told.read_text(), re.M)
+            found = re.search(r"^ready: .*?(https?://[^\s,]+:\d+)", told.read_text(), re.M)
             if found:
                 self.url = found[1]
-            elif self._process.poll() is not None:
+            elif self._process.poll() is not None or time.monotonic() > began + START_SECONDS:
+                self._process.kill()
                 raise click.ClickException(told.read_text())
         self.seconds_to_ready = time.monotonic() - began
         return self
@@ -64,7 +66,8 @@ class Served:
 
 def environment() -> dict[str, str]:
     """Ours, with the repository importable."""
-    return {**os.environ, "PYTHONPATH": str(ROOT)}
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, "PYTHONPATH": path}
 
 
 def _family(pid: int) -> list[int]:

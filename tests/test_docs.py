@@ -114,6 +114,22 @@ def test_client_page_examples_work(program: str, project: Project, server: Live)
             assert part.strip() in done.stdout
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "command",
+    re.findall(
+        r"^slipway .*?(?= *#|$)",
+        "".join(re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / "bench.md").read_text(), re.S)),
+        re.M,
+    ),
+)
+def test_bench_page_commands_work(command: str, project: Project, server: Live) -> None:
+    command = command.replace("http://127.0.0.1:8000", f"http://127.0.0.1:{server.port}")
+    command = command.replace("--seconds 10", "--seconds 0.3 --warm-up 0.1")
+    done = project.run("bash", "-ec", command)
+    assert "Traceback" not in done.stderr and "200: " in done.stdout
+
+
 def test_settings_reference_is_up_to_date() -> None:
     from stages.commands.settings import reference
 
