@@ -104,7 +104,7 @@ def command(
 
     Without --rate each connection asks again once it is answered. With it, requests are due at fixed
     times and latency counts from those, so a server that stalls cannot hide it. Ctrl-C ends early
-    and prints what there is. An API key is taken from SLIPWAY_KEY.
+    and prints what there is. An API key is taken from SLIPWAY_API_KEY.
     """
     plan = Plan(connections, seconds, warm_up, rate, arrivals == "poisson", patience)
     points = _points(sweep, plan)
