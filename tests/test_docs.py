@@ -107,7 +107,7 @@ def test_readme_python(project: Project, server: Live) -> None:
 )
 def test_client_page_examples_work(program: str, project: Project, server: Live) -> None:
     program = program.replace("http://127.0.0.1:8000", f"http://127.0.0.1:{server.port}")
-    done = project.run(sys.executable, "-W", "error", "-c", program)
+    done = project.run(sys.executable, "-W", "error", "-c", program, PYTHONPATH=str(ROOT))
     assert "Traceback" not in done.stderr
     for told in re.findall(r"^ *print\(.*\)  # (.*)$", program, re.M):
         for part in told.split("..."):
@@ -126,7 +126,7 @@ def test_client_page_examples_work(program: str, project: Project, server: Live)
 def test_bench_page_commands_work(command: str, project: Project, server: Live) -> None:
     command = command.replace("http://127.0.0.1:8000", f"http://127.0.0.1:{server.port}")
     command = command.replace("--seconds 10", "--seconds 0.3 --warm-up 0.1")
-    done = project.run("bash", "-ec", command)
+    done = project.run("bash", "-ec", command, PYTHONPATH=str(ROOT))
     assert "Traceback" not in done.stderr and "200: " in done.stdout
 
 
