@@ -27,8 +27,8 @@ ATOMIC = select.PIPE_BUF
 class AccessLog:
     """Lines on their way to a file descriptor, standard output unless said otherwise.
 
-    Each method notes one request. `status` is HTTP's number or the name of gRPC's code; times are
-    in seconds; sizes are those of the bodies, in bytes.
+    `status` is HTTP's number or the name of gRPC's code; times are in seconds; sizes are those of
+    the bodies, in bytes.
     """
 
     def __init__(self, enabled: bool = True, descriptor: int = 1) -> None:
@@ -53,44 +53,16 @@ class AccessLog:
         received: int,
         sent: int,
         total: float,
+        more: str = "",
     ) -> None:
-        """A request that no model answered."""
+        """Note one request. `more` are fields of `of_model` and `times`, where a model was asked."""
         if self.enabled:
             self._lines.append(
                 f'{{"time":{time():.3f},"event":"request","door":"{door}",'
                 f'"request_id":{_text(request_id)}{trace_id and _trace(trace_id)},'
-                f'"method":{_known(method)},"path":{_text(path)},"status":{_known(status)},'
+                f'"method":{_known(method)},"path":{(_known if more else _text)(path)},'
+                f'"status":{_known(status)}{more},'
                 f'"received":{received},"sent":{sent},"total_ms":{total * 1e3:.3f}}}\n'
-            )
-
-    def inference(
-        self,
-        door: str,
-        method: str,
-        path: str,
-        status: int | str,
-        request_id: str,
-        trace_id: str,
-        received: int,
-        sent: int,
-        total: float,
-        model: str,
-        version: str,
-        digest: str,
-        rows: int,
-        queue: float,
-        run: float,
-        codec: float,
-    ) -> None:
-        """A request that a model answered."""
-        if self.enabled:
-            self._lines.append(
-                f'{{"time":{time():.3f},"event":"request","door":"{door}",'
-                f'"request_id":{_text(request_id)}{trace_id and _trace(trace_id)},'
-                f'"method":{_known(method)},"path":{_known(path)},"status":{_known(status)},'
-                f'{_model(model, version, digest)},"rows":{rows},"received":{received},"sent":{sent},'
-                f'"queue_ms":{queue * 1e3:.3f},"run_ms":{run * 1e3:.3f},'
-                f'"codec_ms":{codec * 1e3:.3f},"total_ms":{total * 1e3:.3f}}}\n'
             )
 
     def flush(self, patience: float = 0.0) -> None:
@@ -140,6 +112,20 @@ class AccessLog:
         return True
 
 
+@lru_cache(maxsize=512)
+def of_model(model: str, version: str, digest: str) -> str:
+    """The fields that say which bundle was asked."""
+    return f',"model":{_text(model)},"version":{_text(version)},"digest":{_text(digest[:12])}'
+
+
+def times(rows: int, queue: float, run: float, codec: float) -> str:
+    """The fields that say where an answered request's time went, in seconds."""
+    return (
+        f',"rows":{rows},"queue_ms":{queue * 1e3:.3f},"run_ms":{run * 1e3:.3f},'
+        f'"codec_ms":{codec * 1e3:.3f}'
+    )
+
+
 def _pieces(text: bytes) -> list[bytes]:
     """Whole lines, as many together as a pipe takes in one go."""
     pieces, start = [], 0
@@ -168,8 +154,3 @@ def _known(value: str | int) -> str:
 
 def _trace(trace_id: str) -> str:
     return f',"trace_id":"{trace_id}"'
-
-
-@lru_cache(maxsize=512)
-def _model(model: str, version: str, digest: str) -> str:
-    return f'"model":{_text(model)},"version":{_text(version)},"digest":{_text(digest[:12])}'

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import uvloop
 
 from serving.access import Access
+from serving.access_log import AccessLog
+from serving.books import Books
 from serving.changes import Changes
 from serving.config import HttpSettings, Settings, check_address, check_control, is_loopback
 from serving.control import Control, watch
@@ -24,7 +26,7 @@ from serving.http import HttpServer
 from serving.repository import Repository, State
 from serving.rest import Rest
 from serving.self_test import keep_testing
-from serving.telemetry import AccessLog, log
+from serving.telemetry import log
 from serving.tls import Certificates, files
 
 if TYPE_CHECKING:
@@ -54,9 +56,10 @@ async def _run(repository: Repository, settings: Settings, sock: socket.socket) 
     """Everything the server is made of, from the inside out."""
     plane = DataPlane(repository)
     access = Access(settings.access.keys_file) if settings.access.keys_file else None
-    access_log = AccessLog(settings.http.access_log)
+    books = Books(repository.metrics, AccessLog(settings.http.access_log))
     routes = Rest(plane, settings.http.json_bytes)
-    server = _door(routes, settings, settings.http, access, access_log)
+    server = _door(routes, settings, settings.http, access, books)
+    repository.metrics.samplers += [plane.sample, server.sample]
     doors: list[HttpServer | RpcServer] = [server]
     changes = Changes(repository)
     control = Control(changes)
@@ -66,7 +69,7 @@ async def _run(repository: Repository, settings: Settings, sock: socket.socket) 
 
     stop = _signalled()
     await server.start(sock, tls)
-    operators = await _control_door(plane, control, settings, access, tls)
+    operators = await _control_door(plane, control, settings, access, tls, books)
     watching = asyncio.ensure_future(_watch(control, settings))
     testing = asyncio.ensure_future(keep_testing(repository, settings.self_test_seconds))
     try:
@@ -74,7 +77,7 @@ async def _run(repository: Repository, settings: Settings, sock: socket.socket) 
         loading = asyncio.get_running_loop().run_in_executor(None, repository.load_all)
         rpc_port = 0
         if settings.grpc.enabled:
-            rpc, rpc_port = await _rpc(plane, settings, access_log, access)
+            rpc, rpc_port = await _rpc(plane, settings, books, access)
             doors.append(rpc)
         await asyncio.wait({loading, stop}, return_when=asyncio.FIRST_COMPLETED)
         if loading.done():
@@ -106,6 +109,7 @@ async def _control_door(
     settings: Settings,
     access: Access | None,
     tls: Certificates | None,
+    books: Books,
 ) -> HttpServer | None:
     """The listener that loads and unloads, where one is asked for. Raises `StartError`."""
     if settings.control.port is None:
@@ -114,8 +118,7 @@ async def _control_door(
         update={"host": settings.control.host, "port": settings.control.port}
     )
     sock = bound(place)
-    lines = AccessLog(place.access_log)
-    server = _door(Rest(plane, place.json_bytes, control), settings, place, access, lines)
+    server = _door(Rest(plane, place.json_bytes, control), settings, place, access, books)
     await server.start(sock, tls)
     print(f"control: load and unload on {_url(sock, tls)}", file=sys.stderr, flush=True)
     return server
@@ -126,14 +129,14 @@ def _door(
     settings: Settings,
     place: HttpSettings,
     access: Access | None,
-    access_log: AccessLog,
+    books: Books,
 ) -> HttpServer:
     """What a request passes on its way to the routes: its key, if keys are asked for, and zlib."""
     handler = Compressed(routes, settings.compression, place.body_bytes)
     if access is None:
-        return HttpServer(handler, place, access_log)
+        return HttpServer(handler, place, books)
     guarded = Guarded(handler, access)
-    return HttpServer(guarded, place, access_log, guarded.refusal)
+    return HttpServer(guarded, place, books, guarded.refusal)
 
 
 async def _watch(control: Control, settings: Settings) -> None:
@@ -142,14 +145,15 @@ async def _watch(control: Control, settings: Settings) -> None:
 
 
 async def _rpc(
-    plane: DataPlane, settings: Settings, access_log: AccessLog, access: Access | None
+    plane: DataPlane, settings: Settings, books: Books, access: Access | None
 ) -> tuple[RpcServer, int]:
     """(the gRPC door, its port). Raises `StartError`."""
     from serving.rpc import RpcServer  # switched off, it costs nothing
     from serving.rpc_access import credentials
 
     secrets = credentials(settings.tls) if files(settings.tls) else None
-    server = RpcServer(plane, settings.grpc, access_log, access, secrets)
+    server = RpcServer(plane, settings.grpc, books, access, secrets)
+    books.metrics.samplers.append(server.sample)
     try:
         return server, await server.start(settings.http.host)
     except OSError as error:

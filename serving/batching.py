@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from serving.call import Call
 from serving.config import BatchSettings
 from serving.errors import (
     BackendFailure,
@@ -24,11 +25,15 @@ from serving.errors import (
     ServingError,
     WaitedTooLong,
 )
+from serving.metrics import Meter
 from serving.telemetry import log
 
 Arrays = Mapping[str, np.ndarray]
 Run = Callable[[Arrays], Arrays]
 """Inputs by name `[rows, ...]` to outputs by name `[rows, ...]`."""
+
+Timed = tuple[list["Arrays | Exception"], float, float]
+"""What a batch's entries are answered, and when it began and ended, by `time.perf_counter`."""
 
 Done = Callable[[Arrays | ServingError], None]
 """Told a request's outputs, or why there are none; once, on the event loop."""
@@ -46,13 +51,14 @@ class Waiting(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Entry:
-    """A request in the queue: its arrays and where its answer goes."""
+    """A request in the queue: its arrays, where its answer goes and where its times are noted."""
 
     arrays: Arrays
     rows: int
     signature: Hashable
     done: Done
     priority: int = 0
+    call: Call | None = None
     timeout: float = inf
     deadline: float = inf
     timer: asyncio.TimerHandle | None = None
@@ -147,6 +153,7 @@ class Batcher:
         self._settings = settings
         self._executor = executor
         self._row_seconds = row_seconds
+        self.meter: Meter | None = None
         self._waiting: list[Entry] = []
         self._rows = 0
         self._scheduled = False
@@ -161,6 +168,7 @@ class Batcher:
         done: Done,
         timeout: float = 0.0,
         priority: int = 0,
+        call: Call | None = None,
     ) -> Entry:
         """Queue one request; `done` is told its outputs, as views of the batch's, later.
 
@@ -170,6 +178,9 @@ class Batcher:
         is more than all else that a small request costs here.
         """
         limits = self._settings
+        if call is not None:
+            call.rows = rows
+            call.queued = time.perf_counter()
         if self._waiting and self._is_full(rows):
             self._forget_cancelled()
         if self._waiting and self._is_full(rows):
@@ -178,7 +189,7 @@ class Batcher:
                 f"at most {limits.queue_requests} and {limits.queue_rows} may"
             )
         level = priority or limits.default_priority
-        entry = Entry(arrays, rows, signature, done, level)
+        entry = Entry(arrays, rows, signature, done, level, call)
         if timeout or level != limits.default_priority:
             self._in_order = False
             if timeout:
@@ -189,7 +200,9 @@ class Batcher:
             self._schedule(asyncio.get_running_loop())
         return entry
 
-    def submit(self, arrays: Arrays, rows: int, signature: Hashable) -> asyncio.Future[Arrays]:
+    def submit(
+        self, arrays: Arrays, rows: int, signature: Hashable, call: Call | None = None
+    ) -> asyncio.Future[Arrays]:
         """The same as something to await; cancelled, it gives up its place in the queue."""
         future = _Place(loop=asyncio.get_running_loop())
 
@@ -201,7 +214,7 @@ class Batcher:
             else:
                 future.set_result(answer)
 
-        future.entry = self.enqueue(arrays, rows, signature, done)
+        future.entry = self.enqueue(arrays, rows, signature, done, call=call)
         return future
 
     def _is_full(self, rows: int) -> bool:
@@ -233,6 +246,11 @@ class Batcher:
         return len(self._waiting)
 
     @property
+    def waiting_rows(self) -> int:
+        """Rows of the requests in the queue."""
+        return self._rows
+
+    @property
     def busy(self) -> bool:
         """Whether a request waits or runs."""
         return self._scheduled or bool(self._waiting)
@@ -247,7 +265,8 @@ class Batcher:
         if not batch:
             self._scheduled = False
         elif self._executor is None or not self.is_slow(sum([entry.rows for entry in batch])):
-            answers = self._timed(batch)
+            answers, began, ended = self._timed(batch)
+            self._note(batch, began, ended)
             self._scheduled = False
             self._deliver(batch, answers)
             self._schedule(loop)  # by way of the loop: sockets get their turn in between
@@ -259,14 +278,15 @@ class Batcher:
         """Whether a run of so many rows would hold up the loop for longer than it may."""
         return rows * self._row_seconds * 1000 > self._settings.slow_ms
 
-    def _timed(self, batch: list[Entry]) -> list[Arrays | Exception]:
+    def _timed(self, batch: list[Entry]) -> Timed:
         began = time.perf_counter()
         answers = execute(self._run, batch)
-        seconds = (time.perf_counter() - began) / sum([entry.rows for entry in batch])
+        ended = time.perf_counter()
+        seconds = (ended - began) / sum([entry.rows for entry in batch])
         # A glance back over the last few runs: one that was interrupted says little.
         known = self._row_seconds
         self._row_seconds = seconds if known == inf else known + (seconds - known) / 8
-        return answers
+        return answers, began, ended
 
     def _take(self) -> list[Entry]:
         """The next batch, leaving out those whose client has gone."""
@@ -298,15 +318,26 @@ class Batcher:
         self,
         loop: asyncio.AbstractEventLoop,
         batch: list[Entry],
-        done: asyncio.Future[list[Arrays | Exception]],
+        done: asyncio.Future[Timed],
     ) -> None:
         if done.cancelled() or done.exception() is not None:
             stopped = BackendFailure("the model's thread was stopped")
             self._deliver(batch, [stopped] * len(batch))
         else:
-            self._deliver(batch, done.result())
+            answers, started, ended = done.result()
+            self._note(batch, started, ended)
+            self._deliver(batch, answers)
         self._scheduled = False
         self._schedule(loop)
+
+    def _note(self, batch: Sequence[Entry], started: float, ended: float) -> None:
+        rows = 0
+        for entry in batch:
+            rows += entry.rows
+            if entry.call is not None:
+                entry.call.started, entry.call.ended = started, ended
+        if self.meter is not None:
+            self.meter.batch(rows, ended - started)
 
     @staticmethod
     def _deliver(batch: Sequence[Entry], answers: Sequence[Arrays | Exception]) -> None:

@@ -12,7 +12,10 @@ HTTP, GRPC = range(2)
 OUTCOMES = ("success", "invalid", "overloaded", "deadline", "failed", "cancelled", "unready")
 SUCCESS, INVALID, OVERLOADED, DEADLINE, FAILED, CANCELLED, UNREADY = range(7)
 
-STATES = ("loading", "verifying", "warming", "ready", "draining", "failed")
+STATES = (
+    *("loading", "verifying", "warming", "ready"),
+    *("draining", "unloading", "unloaded", "failed"),
+)
 """What a model version can be; a cell holds the position plus one, 0 where there is none."""
 
 HTTP_CODES = (
@@ -44,16 +47,17 @@ NAMELESS, OVERFLOW = 0, MODELS + 1
 OTHER = "_other"
 """The name of the shared account. No model can have it: theirs begin with a letter or a digit."""
 
-# The head of a row. What ends in S and is told by door has one cell for each.
+# The head of a row. `ANSWERED` is by door and code.
 STARTS = 0
 STARTED = 1
 CPU_SECONDS = 2
 REFUSED = 3
-ANSWERED = (REFUSED + len(DOORS), REFUSED + len(DOORS) + len(HTTP_CODES))
+DROPPED = REFUSED + 1
+ANSWERED = (DROPPED + 1, DROPPED + 1 + len(HTTP_CODES))
 MEMORY = ANSWERED[GRPC] + len(GRPC_CODES)
 FILES = MEMORY + 1
 CONNECTIONS = FILES + 1
-IN_FLIGHT = CONNECTIONS + len(DOORS)
+IN_FLIGHT = CONNECTIONS + 1  # by door
 HEAD_CELLS = IN_FLIGHT + len(DOORS)
 HEAD_GAUGES = range(MEMORY, HEAD_CELLS)
 """What a worker that died no longer has."""

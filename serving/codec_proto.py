@@ -25,6 +25,7 @@ from serving.protocol import (
     Tensor,
     WantedOutput,
 )
+from serving.statistics import ModelStatistics, as_json
 from serving.tensor_data import element_count, from_bytes, from_texts, to_bytes, utf8
 from serving.tensor_head import (
     Check,
@@ -166,6 +167,13 @@ def encode_config(told_of: dict[str, Any]) -> bytes:
     """A model's configuration, from its JSON form; what our schema leaves out stays out."""
     answer = message("inference.ModelConfigResponse")()
     json_format.ParseDict(told_of, answer.config, ignore_unknown_fields=True)
+    found: bytes = answer.SerializeToString()
+    return found
+
+
+def encode_statistics(models: Sequence[ModelStatistics]) -> bytes:
+    """What was counted of each model; the fields are those of the JSON form."""
+    answer = message("inference.ModelStatisticsResponse")(**as_json(models))
     found: bytes = answer.SerializeToString()
     return found
 

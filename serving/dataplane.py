@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,9 +14,12 @@ import orjson
 from pipeline.bundle.manifest import Tensor as DeclaredTensor
 from pipeline.bundle.tensors import BY_NUMPY
 from serving.batching import Entry
+from serving.call import Call
 from serving.config import ALL, Versions
 from serving.contract import Contract
 from serving.errors import NotReady, ServingError
+from serving.exposition import Page, fill
+from serving.metrics import Meter
 from serving.model import Model
 from serving.protocol import (
     IndexEntry,
@@ -27,6 +31,8 @@ from serving.protocol import (
     TensorSpec,
 )
 from serving.repository import ANSWERING, Repository, State
+from serving.runtime import runtime_version
+from serving.statistics import ModelStatistics, statistics
 from serving.tensor_head import MAX_PRIORITY
 
 INPUT_FIELDS = {
@@ -54,6 +60,7 @@ class DataPlane:
 
     def __init__(self, repository: Repository) -> None:
         self._repository = repository
+        self._sampled: dict[tuple[str, str], Meter] = {}
 
     def live(self) -> bool:
         """Whether this process answers at all."""
@@ -151,12 +158,77 @@ class DataPlane:
             "model_transaction_policy": {"decoupled": False},
         }
 
+    def statistics(self, name: str | None, version: str | None) -> list[ModelStatistics]:
+        """What all workers counted of the versions that answer: of one, of a model, or of all.
+
+        Raises `NotFound` or `NotReady`.
+        """
+        repository = self._repository
+        if name is None:
+            slots = [slot for slot in repository.slots() if slot.state in ANSWERING]
+        elif version is None and (answering := repository.versions(name)):
+            slots = [repository.numbered(name, number) for number in answering]
+        else:
+            slots = [repository.get(name, version)[0]]
+        return [statistics(repository.metrics.ledger, slot.name, slot.text) for slot in slots]
+
+    async def metrics(self, build: str, openmetrics: bool) -> bytes:
+        """What all workers counted, as Prometheus reads it. `build` is the server's version.
+
+        Other requests get their turn between two models.
+        """
+        self._repository.metrics.sample()
+        versions = {
+            "version": build,
+            "python": platform.python_version(),
+            "onnxruntime": runtime_version(),
+        }
+        ledger = self._repository.metrics.ledger
+        page = Page(openmetrics)
+        for _ in fill(page, ledger, self._infos(), versions):
+            await asyncio.sleep(0)
+        return page.body()
+
+    def sample(self) -> None:
+        """Note what each model is at now; called a few times a second."""
+        seen: dict[tuple[str, str], Meter] = {}
+        for slot in self._repository.slots():
+            key = (slot.name, slot.text)
+            if slot.state is State.UNLOADED and key not in self._sampled:
+                continue  # never served: an account would be wasted on it
+            meter = seen[key] = self._repository.metrics.meter(*key)
+            model = slot.model
+            meter.now(
+                slot.state.value,
+                *(model.waiting if model else (0, 0)),
+                model is not None and model.fell_back,
+            )
+        for key in self._sampled.keys() - seen.keys():
+            self._sampled[key].now(None, 0, 0, False)
+        self._sampled = seen
+
+    def _infos(self) -> list[dict[str, str]]:
+        """Labels of every bundle that answers."""
+        return [
+            {
+                "model": slot.name,
+                "version": slot.text,
+                "digest": slot.model.bundle.digest,
+                "variant": slot.model.variant,
+                "provider_requested": slot.model.session.requested,
+                "provider": slot.model.session.provider,
+            }
+            for slot in self._repository.slots()
+            if slot.state in ANSWERING and slot.model
+        ]
+
     def submit(
         self,
         name: str,
         version: str | None,
         read: Callable[[Contract], InferRequest],
         done: Callable[[InferRequest, InferResponse | ServingError], None],
+        call: Call | None = None,
     ) -> Entry:
         """Run a model on what `read` makes of a request; `done` is told both, later.
 
@@ -165,6 +237,8 @@ class DataPlane:
         `NotFound`, `NotReady` and what `read` and `Model.infer` raise.
         """
         slot, model = self._repository.get(name, version)
+        if call is not None:
+            call.meter, call.digest = model.meter, model.bundle.digest
         request = read(model.contract)
 
         def answered(outputs: tuple[Tensor, ...] | ServingError) -> None:
@@ -174,9 +248,11 @@ class DataPlane:
                 digest = model.bundle.digest
                 done(request, InferResponse(slot.name, slot.text, digest, outputs))
 
-        return model.infer(request, answered)
+        return model.infer(request, answered, call)
 
-    async def infer(self, name: str, version: str | None, request: InferRequest) -> InferResponse:
+    async def infer(
+        self, name: str, version: str | None, request: InferRequest, call: Call | None = None
+    ) -> InferResponse:
         """The same as something to await; cancelled, it gives up its place in the queue."""
         future: asyncio.Future[InferResponse] = asyncio.get_running_loop().create_future()
 
@@ -188,18 +264,22 @@ class DataPlane:
             else:
                 future.set_result(answer)
 
-        entry = self.submit(name, version, lambda contract: request, done)
+        entry = self.submit(name, version, lambda contract: request, done, call)
         try:
             return await future
         finally:
             entry.cancel()
 
-    def check(self, name: str, version: str | None) -> Callable[[str, str, Sequence[int]], None]:
+    def check(
+        self, name: str, version: str | None, call: Call | None = None
+    ) -> Callable[[str, str, Sequence[int]], None]:
         """Holds an input's name, datatype and shape against the model, before its data is read.
 
         Raises `NotFound` or `NotReady` unless the model answers.
         """
         _, model = self._repository.get(name, version)
+        if call is not None:
+            call.meter, call.digest = model.meter, model.bundle.digest
         return model.contract.check
 
     def inputs(self, name: str, version: str | None) -> tuple[TensorSpec, ...]:
@@ -208,11 +288,18 @@ class DataPlane:
         return tuple(_spec(tensor) for tensor in model.manifest.inputs)
 
     async def predict(
-        self, name: str, version: str | None, payload: bytes, invert: bool
+        self,
+        name: str,
+        version: str | None,
+        payload: bytes,
+        invert: bool,
+        call: Call | None = None,
     ) -> Prediction:
         """Labels and probabilities for one file's bytes."""
         slot, model = self._repository.get(name, version)
-        label, probabilities = await model.predict(payload, invert)
+        if call is not None:
+            call.meter, call.digest = model.meter, model.bundle.digest
+        label, probabilities = await model.predict(payload, invert, call)
         return Prediction(slot.name, str(slot.version), model.bundle.digest, label, probabilities)
 
 

@@ -165,7 +165,7 @@ class _Inflating:
 
 def _without_coding(request: Request, body: bytes) -> Request:
     headers = {k: v for k, v in request.headers.items() if k != "content-encoding"}
-    return replace(request, headers=headers, body=body)
+    return replace(request, headers=headers, body=body, outer=request)
 
 
 def _compressed(answer: Response, name: str, level: int) -> Response:

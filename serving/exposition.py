@@ -78,32 +78,28 @@ class Page:
         return "".join(parts).encode()
 
 
-def scrape(
+def fill(
+    page: Page,
     ledger: Ledger,
     infos: Iterable[Mapping[str, str]],
     build: Mapping[str, str],
-    openmetrics: bool = False,
-) -> Iterator[Page]:
-    """What all workers counted. Yields the page after each part; whole at the last.
+) -> Iterator[None]:
+    """Put what all workers counted on a page, which is whole at the end of the iteration.
 
     `infos` are the labels of `slipway_model_info`, for each bundle that serves; `build` those of
     `slipway_build_info`.
     """
-    page = Page(openmetrics)
     _workers(page, ledger.heads())
     page.value(families.BUILD, [build[label] for label in families.BUILD.labels], 1)
     for info in infos:
         page.value(families.INFO, [info[label] for label in families.INFO.labels], 1)
-    yield page
-    nameless = ledger.accounts(cells.NAMELESS).sum(axis=0)
-    _requests(page, ("", ""), nameless)
+    _requests(page, ("", ""), ledger.accounts(cells.NAMELESS).sum(axis=0))
     for slot, labels in enumerate(ledger.names(), 1):
+        yield
         _model(page, labels, ledger.accounts(slot))
-        yield page
     overflow = ledger.accounts(cells.OVERFLOW)
     if overflow.any():
         _model(page, (cells.OTHER, ""), overflow)
-    yield page
 
 
 def wants_openmetrics(accept: str) -> bool:
@@ -127,8 +123,9 @@ def _workers(page: Page, heads: np.ndarray) -> None:
             if summed[place] or place == cells.ANSWERED[door]:
                 page.value(families.ANSWERS, (name, code), summed[place])
         page.value(families.IN_FLIGHT, (name,), summed[cells.IN_FLIGHT + door])
-        page.value(families.CONNECTIONS, (name,), summed[cells.CONNECTIONS + door])
-        page.value(families.REFUSED, (name,), summed[cells.REFUSED + door])
+    page.value(families.CONNECTIONS, (), summed[cells.CONNECTIONS])
+    page.value(families.REFUSED, (), summed[cells.REFUSED])
+    page.value(families.DROPPED, (), summed[cells.DROPPED])
     for worker, head in enumerate(heads):
         label = (str(worker),)
         page.value(families.CPU, label, head[cells.CPU_SECONDS])

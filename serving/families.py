@@ -88,10 +88,15 @@ ANSWERS = _counter(
     "door",
     "code",
 )
-IN_FLIGHT = _gauge("slipway_in_flight_requests", "Requests being answered now.", "door")
-CONNECTIONS = _gauge("slipway_open_connections", "Connections open now.", "door")
+IN_FLIGHT = _gauge(
+    "slipway_in_flight_requests", "Requests being answered now; a gRPC stream is one.", "door"
+)
+CONNECTIONS = _gauge("slipway_open_connections", "HTTP connections open now.")
 REFUSED = _counter(
-    "slipway_refused_connections", "Connections turned away for being too many.", "door"
+    "slipway_refused_connections", "HTTP connections turned away for being too many."
+)
+DROPPED = _counter(
+    "slipway_access_log_dropped", "Lines of the access log left out since nobody read them."
 )
 CPU = _counter(
     "process_cpu_seconds", "CPU seconds, of all processes this worker has had.", "worker"
@@ -107,7 +112,7 @@ BUILD = _gauge(
 FAMILIES = (
     *(REQUESTS, ROWS, TOTAL, QUEUE, RUN, CODEC, BATCH_ROWS, BATCHES, RUNNING, RECEIVED, SENT),
     *(WAITING, WAITING_ROWS, STATE, FALLBACK, INFO),
-    *(ANSWERS, IN_FLIGHT, CONNECTIONS, REFUSED),
+    *(ANSWERS, IN_FLIGHT, CONNECTIONS, REFUSED, DROPPED),
     *(CPU, MEMORY, FILES, STARTED, RESTARTS, BUILD),
 )
 """Every family, in the order it is told."""

@@ -17,11 +17,14 @@ from http import HTTPStatus
 from math import inf
 from typing import cast
 
+from serving.books import Books
+from serving.cells import HTTP
 from serving.config import HttpSettings
 from serving.http_reader import Guard, Heads, Reading, RequestReader
 from serving.rest import Cancellable, Handler, Request, Response, failure
-from serving.telemetry import AccessLog, log
+from serving.telemetry import log
 from serving.tls import Certificates
+from serving.tracing import trace_id
 
 SWEEP_SECONDS = 0.25
 LINGER_SECONDS = 2.0
@@ -32,6 +35,9 @@ GRACE_SECONDS = 0.5
 
 FAREWELL_SECONDS = 0.5
 """How long an idle TLS client has to answer that the connection is closed."""
+
+FLUSH_SECONDS = 1.0
+"""How long, at the end, the reader of the log may take to read its last lines."""
 
 JOIN_BYTES = 64 << 10
 """Answers up to this size are sent as one piece; larger ones are not copied together."""
@@ -107,10 +113,12 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         self._stop_reading()
         self._waiting.clear()
-        self._answering = None
+        asked, self._answering = self._answering, None
         self._count_held()
         if self._handling:
             self._handling.cancel()
+        if asked:
+            self._note_cancelled(asked)
         self._server.forget(self)
 
     def pause_writing(self) -> None:
@@ -211,6 +219,8 @@ class Connection(asyncio.Protocol):
 
     def _send(self, answer: Response, asked: Request | None, close: bool) -> None:
         if self._transport.is_closing():
+            if asked:
+                self._note_cancelled(asked)
             return
         size = 0
         for part in answer.body:
@@ -222,9 +232,13 @@ class Connection(asyncio.Protocol):
             _fields(answer.headers) if answer.headers else b"",
             CLOSE if close else KEEP_ALIVE,
         )
-        request_id = asked.headers.get("x-request-id", "") if asked else ""
-        if request_id:
-            head = b"%bX-Request-ID: %b\r\n" % (head, request_id.encode("latin-1"))
+        books = self._server.books
+        request_id = (asked.headers.get("x-request-id") if asked else "") or books.new_id()
+        head = b"%bX-Request-ID: %b\r\n" % (head, request_id.encode("latin-1"))
+        traceparent = asked.headers.get("traceparent") if asked else None
+        trace = trace_id(traceparent) if traceparent else ""
+        if traceparent and trace:
+            head = b"%bTraceparent: %b\r\n" % (head, traceparent.encode("latin-1"))
         if asked and asked.method == "HEAD":
             self._transport.write(head + b"\r\n")
         elif size <= JOIN_BYTES:
@@ -232,7 +246,25 @@ class Connection(asyncio.Protocol):
         else:
             self._transport.writelines((head, b"\r\n", *answer.body))
         if asked:
-            self._server.access_log.request(asked, answer.status, size, request_id)
+            books.note(
+                *(asked.call, HTTP, asked.method, asked.path, answer.status, request_id, trace),
+                *(len(asked.body), size, asked.arrived),
+            )
+        else:  # refused before it was a whole request
+            books.note(
+                None, HTTP, "", "", answer.status, request_id, "", 0, size, time.perf_counter()
+            )
+
+    def _note_cancelled(self, asked: Request) -> None:
+        """The client left before the answer."""
+        books, headers = self._server.books, asked.headers
+        request_id = headers.get("x-request-id") or books.new_id()
+        trace = trace_id(headers.get("traceparent", ""))
+        if asked.call:
+            books.cancelled(
+                *(asked.call, HTTP, asked.method, asked.path, request_id, trace),
+                *(len(asked.body), asked.arrived),
+            )
 
     def _linger(self) -> None:
         """Say that no more comes, and let the client finish sending into the void."""
@@ -269,6 +301,11 @@ class Connection(asyncio.Protocol):
     def _late(self, what: str, seconds: float) -> None:
         self._refuse(HTTPStatus.REQUEST_TIMEOUT, f"the {what} did not arrive within {seconds:g} s")
 
+    @property
+    def answering(self) -> bool:
+        """Whether a request of this client is in hand now."""
+        return self._answering is not None
+
     def leave(self) -> None:
         """Close if nothing is on its way in or out; else the last answer due is the last."""
         idle = self._reader.state is Reading.IDLE and self._loop.time() >= self._server.grace_end
@@ -294,13 +331,13 @@ class HttpServer:
         self,
         handler: Handler,
         settings: HttpSettings,
-        access_log: AccessLog,
+        books: Books,
         guard: Guard | None = None,
     ) -> None:
         self.handler = handler
         self.settings = settings
         self.guard = guard
-        self.access_log = access_log
+        self.books = books
         self.loop = asyncio.get_running_loop()
         self.draining = False
         self.grace_end = inf
@@ -329,7 +366,10 @@ class HttpServer:
     def admit(self, connection: Connection) -> bool:
         """Count a connection in; false where there are too many."""
         self._connections.add(connection)
-        return len(self._connections) <= self.settings.connections
+        if len(self._connections) <= self.settings.connections:
+            return True
+        self.books.metrics.refused()
+        return False
 
     def forget(self, connection: Connection) -> None:
         """Count a connection out."""
@@ -351,7 +391,7 @@ class HttpServer:
         for connection in list(self._connections):
             connection.abort()
         self._sweeper.cancel()
-        self.access_log.flush()
+        self.books.close(FLUSH_SECONDS)
         return clean
 
     async def _accept_the_rest(self, sock: socket.socket) -> None:
@@ -367,12 +407,18 @@ class HttpServer:
                     lambda: Connection(self), accepted, ssl=self._tls
                 )
 
+    def sample(self) -> None:
+        """Say how many connections are open, and how many of them wait for an answer."""
+        metrics = self.books.metrics
+        metrics.connections(len(self._connections))
+        metrics.in_flight(HTTP, sum(connection.answering for connection in self._connections))
+
     def _sweep(self) -> None:
         now = self.loop.time()
         self.date = _date()
         for connection in list(self._connections):
             connection.sweep(now)
-        self.access_log.flush()
+        self.books.tick()
         self._sweeper = self.loop.call_later(SWEEP_SECONDS, self._sweep)
 
 

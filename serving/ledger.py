@@ -77,12 +77,14 @@ class Ledger:
 
     def names(self) -> list[tuple[str, str]]:
         """(model, version) of the slots 1, 2, ... that are taken."""
-        while len(self._known) < MODELS:
-            entry = self._entry(len(self._known))
+        known = list(self._known)  # a list of our own: threads load models while others ask
+        while len(known) < MODELS:
+            entry = self._entry(len(known))
             if entry is None:
                 break
-            self._known.append(entry)
-        return list(self._known)
+            known.append(entry)
+        self._known = known
+        return known
 
     def _assigned(self, key: tuple[str, str]) -> int:
         """First come, first served, one at a time across threads and processes.

@@ -9,6 +9,7 @@ import mmap
 import resource
 import time
 from bisect import bisect_left
+from collections.abc import Callable
 from pathlib import Path
 
 from serving import cells
@@ -47,7 +48,10 @@ PROCESS_SECONDS = 2.0
 
 SUCCESSES = tuple(REQUESTS + door * len(OUTCOMES) for door in range(len(DOORS)))
 CODES = tuple(
-    {code: ANSWERED[door] + place for place, code in enumerate(names)}
+    {
+        (int(code) if code.isdigit() else code): ANSWERED[door] + place
+        for place, code in enumerate(names)
+    }
     for door, names in enumerate((HTTP_CODES, GRPC_CODES))
 )
 
@@ -108,18 +112,19 @@ class Meter:
         account[BATCH_ROWS] += rows
         account[LAST] = time.time()
 
-    def waiting(self, requests: int, rows: int) -> None:
-        """Say how much waits for this model now."""
-        self._cells[cells.WAITING] = requests
-        self._cells[cells.WAITING_ROWS] = rows
+    def now(self, state: str | None, waiting: int, rows: int, fell_back: bool) -> None:
+        """Say how this model version is now: its state, what waits for it, whether CUDA is missed.
 
-    def state(self, name: str | None) -> None:
-        """Say what state this model version is in, one of `STATES`; none once it is gone."""
-        self._cells[cells.STATE] = cells.STATES.index(name) + 1 if name else 0
-
-    def fallback(self, happened: bool) -> None:
-        """Say whether CUDA was asked for and not had."""
-        self._cells[cells.FALLBACK] = happened
+        `state` is one of `STATES`, none once the version is gone. What is counted together with
+        others has no state of its own.
+        """
+        if self.name == cells.OTHER:
+            return
+        account = self._cells
+        account[cells.STATE] = cells.STATES.index(state) + 1 if state else 0
+        account[cells.WAITING] = waiting
+        account[cells.WAITING_ROWS] = rows
+        account[cells.FALLBACK] = fell_back
 
 
 class Metrics:
@@ -136,6 +141,8 @@ class Metrics:
         self._cpu = 0.0
         self.nameless = self._metered(cells.NAMELESS, "", "")
         """Where requests are counted that found no model."""
+        self.samplers: list[Callable[[], None]] = [self.sample_process]
+        """What is asked, a few times a second and before a scrape, to say how things are now."""
 
     def meter(self, name: str, version: str) -> Meter:
         """Where a model version of the repository is counted; the same object every time."""
@@ -144,22 +151,31 @@ class Metrics:
             return self._metered(slot, cells.OTHER, "")
         return self._metered(slot, name, version)
 
-    def answered(self, door: int, code: str) -> None:
-        """Count one answer of any kind, by HTTP status or by the name of its gRPC code."""
+    def answered(self, door: int, code: int | str) -> None:
+        """Count one answer of any kind, by HTTP's number or by the name of gRPC's code."""
         places = CODES[door]
         self._row[places[code] if code in places else places["other"]] += 1.0
 
-    def connections(self, door: int, number: int) -> None:
-        """Say how many connections are open now."""
-        self._row[cells.CONNECTIONS + door] = number
+    def connections(self, number: int) -> None:
+        """Say how many HTTP connections are open now."""
+        self._row[cells.CONNECTIONS] = number
 
     def in_flight(self, door: int, number: int) -> None:
         """Say how many requests are being answered now."""
         self._row[cells.IN_FLIGHT + door] = number
 
-    def refused(self, door: int) -> None:
-        """Count one connection that was turned away."""
-        self._row[cells.REFUSED + door] += 1.0
+    def refused(self) -> None:
+        """Count one HTTP connection that was turned away."""
+        self._row[cells.REFUSED] += 1.0
+
+    def dropped(self, lines: int) -> None:
+        """Count lines of the access log that nobody read in time."""
+        self._row[cells.DROPPED] += lines
+
+    def sample(self) -> None:
+        """Bring the gauges up to now."""
+        for sampler in self.samplers:
+            sampler()
 
     def sample_process(self) -> None:
         """Note what the kernel says of this process, at most every `PROCESS_SECONDS`."""

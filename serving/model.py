@@ -16,6 +16,7 @@ from pipeline.bundle.decode import DecodeError, Decoder, decode
 from pipeline.bundle.manifest import Bundle, BundleError, Input, Manifest, Output, Variant
 from serving import graph
 from serving.batching import Arrays, Batcher, Entry
+from serving.call import Call
 from serving.config import Settings
 from serving.contract import Contract, fits
 from serving.errors import (
@@ -27,6 +28,7 @@ from serving.errors import (
     ServingError,
     Unsupported,
 )
+from serving.metrics import Meter
 from serving.protocol import InferRequest
 from serving.protocol import Tensor as WireTensor
 from serving.runtime import Session, open_session
@@ -77,9 +79,17 @@ class Model:
         )
         self._decoder = ThreadPoolExecutor(1, "decode")
         self._decoding = 0
+        self.meter: Meter | None = None
+
+    def counted(self, meter: Meter) -> None:
+        """Have what this model does be counted there."""
+        self.meter = self._batcher.meter = meter
 
     def infer(
-        self, request: InferRequest, done: Callable[[tuple[WireTensor, ...] | ServingError], None]
+        self,
+        request: InferRequest,
+        done: Callable[[tuple[WireTensor, ...] | ServingError], None],
+        call: Call | None = None,
     ) -> Entry:
         """Queue a request; `done` is told the wanted outputs, in the order they were asked for.
 
@@ -102,11 +112,14 @@ class Model:
                     )
                 )
 
+        signature = _signature(arrays)
         return self._batcher.enqueue(
-            arrays, rows, _signature(arrays), answered, request.timeout, request.priority
+            arrays, rows, signature, answered, request.timeout, request.priority, call
         )
 
-    async def predict(self, payload: bytes, invert: bool) -> tuple[str, dict[str, float]]:
+    async def predict(
+        self, payload: bytes, invert: bool, call: Call | None = None
+    ) -> tuple[str, dict[str, float]]:
         """(label, probability by label, most likely first) of one file's bytes.
 
         Raises `Unsupported` for a model that reads no files or names no labels.
@@ -125,8 +138,18 @@ class Model:
         finally:
             self._decoding -= 1
         arrays = {source.name: row[None]}
-        answers = await self._batcher.submit(arrays, 1, _signature(arrays))
+        answers = await self._batcher.submit(arrays, 1, _signature(arrays), call)
         return ranked(answers[output.name][0], labels)
+
+    @property
+    def waiting(self) -> tuple[int, int]:
+        """(requests, rows) in the queue."""
+        return self._batcher.waiting, self._batcher.waiting_rows
+
+    @property
+    def fell_back(self) -> bool:
+        """Whether a device was asked for and is not had, in whole or in what counts."""
+        return self.session.placement.fell_back
 
     @property
     def busy(self) -> bool:

@@ -17,6 +17,7 @@ EXTENSIONS = (
     "model_repository",
     "model_repository(unload_dependents)",
     "model_configuration",
+    "statistics",
     "parameters",
     "schedule_policy",
     "predict",

@@ -13,6 +13,7 @@ from serving import trial
 from serving.config import Settings
 from serving.errors import ModelRefused, NotFound, NotReady
 from serving.layout import VERSION, Layout, Print, chosen, look, passed_over, wanted
+from serving.metrics import Metrics
 from serving.model import Model, load
 from serving.protocol import IndexEntry
 from serving.runtime import cuda_advice
@@ -82,8 +83,9 @@ class Repository:
     What happens to it later is `changes.py`.
     """
 
-    def __init__(self, path: Path, settings: Settings) -> None:
+    def __init__(self, path: Path, settings: Settings, metrics: Metrics | None = None) -> None:
         self.settings = settings
+        self.metrics = metrics or Metrics()
         self.layout = Layout(path)
         self.single = self.layout.single
         self.started = False
@@ -141,6 +143,7 @@ class Repository:
         except Exception as error:  # one model's surprise must not take the others along
             slot.state, slot.reason = State.FAILED, f"{type(error).__name__}: {error}"
         else:
+            model.counted(self.metrics.meter(slot.name, str(slot.version)))
             slot.model = model
             slot.state = State.READY
             self._report_provider(slot, model)

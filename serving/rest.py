@@ -16,7 +16,8 @@ from weakref import WeakKeyDictionary, WeakMethod
 
 import orjson
 
-from serving import codec_json, errors, templates
+from serving import codec_json, errors, exposition, statistics, templates
+from serving.call import Call
 from serving.contract import Contract
 from serving.control import CLOSED, Control
 from serving.dataplane import DataPlane
@@ -75,7 +76,8 @@ class Request:
     """One request, whole. `path` is as it was sent; header names are lower-case.
 
     `keep_alive`: whether another may follow on the connection. `arrived` is when the last byte
-    came, by `time.perf_counter`.
+    came, by `time.perf_counter`. `call` is what becomes of it, where a model is asked.
+    `outer` is the request as it came, where this is it inflated.
     """
 
     method: str
@@ -85,6 +87,8 @@ class Request:
     body: bytes = b""
     keep_alive: bool = True
     arrived: float = 0.0
+    call: Call | None = None
+    outer: Request | None = None
 
 
 @dataclass(slots=True)
@@ -185,6 +189,14 @@ class Rest:
                 return "POST", lambda request, reply: self._predict(request, name, None)
             case ["", "v2", "models", name, "versions", number, "predict"]:
                 return "POST", lambda request, reply: self._predict(request, name, number)
+            case ["", "metrics"]:
+                return "GET", lambda request, reply: self._metrics(request)
+            case ["", "v2", "models", "stats"]:
+                return "GET", lambda request, reply: self._statistics(None, None)
+            case ["", "v2", "models", name, "stats"]:
+                return "GET", lambda request, reply: self._statistics(name, None)
+            case ["", "v2", "models", name, "versions", number, "stats"]:
+                return "GET", lambda request, reply: self._statistics(name, number)
             case ["", "v2"] | ["", "v2", ""]:
                 return "GET", lambda request, reply: self._server()
             case ["", "openapi.json"]:
@@ -233,6 +245,15 @@ class Rest:
     def _page(self, request: Request, name: str | None) -> Response:
         page = self._manual.page(request.headers.get("host", ""), model=name)
         return Response(HTTPStatus.OK, (page,), HTML, PAGE_HEADERS)
+
+    async def _metrics(self, request: Request) -> Response:
+        openmetrics = exposition.wants_openmetrics(request.headers.get("accept", ""))
+        body = await self._plane.metrics(self._version, openmetrics)
+        kind = exposition.OPENMETRICS if openmetrics else exposition.TEXT
+        return Response(HTTPStatus.OK, (body,), kind)
+
+    def _statistics(self, name: str | None, number: str | None) -> Response:
+        return _json(statistics.as_json(self._plane.statistics(name, number)))
 
     def _live(self) -> Response:
         return _json({"live": self._plane.live()})
@@ -293,7 +314,7 @@ class Rest:
         )
 
     def _infer(self, name: str, number: str | None, request: Request, reply: Reply) -> Cancellable:
-        _check_type(request, INFER_TYPES, f"{JSON} or {BINARY}")
+        call = (request.outer or request).call = Call()
 
         def read(contract: Contract) -> InferRequest:
             length = request.headers.get(HEADER_LENGTH, "")
@@ -303,12 +324,20 @@ class Rest:
 
         def done(asked: InferRequest, answer: InferResponse | errors.ServingError) -> None:
             try:
-                response = failed(answer) if isinstance(answer, Exception) else _told(asked, answer)
+                if isinstance(answer, Exception):
+                    raise answer
+                response = _told(asked, answer)
             except Exception as error:
+                call.failed(error)
                 response = failed(error)
             reply(response)
 
-        return self._plane.submit(name, number, read, done)
+        try:
+            _check_type(request, INFER_TYPES, f"{JSON} or {BINARY}")
+            return self._plane.submit(name, number, read, done, call)
+        except Exception as error:
+            call.failed(error)
+            raise
 
     def _reader(self, contract: Contract) -> templates.Reader:
         reader = self._readers.get(contract)
@@ -318,11 +347,16 @@ class Rest:
         return reader
 
     async def _predict(self, request: Request, name: str, number: str | None) -> Response:
-        _check_type(request, FILE_TYPES, f"image/..., {BINARY}", prefix="image/")
-        invert = _invert(request.query)
-        if not request.body:
-            raise errors.InvalidRequest("the body: expected a file, got nothing")
-        answer = await self._plane.predict(name, number, request.body, invert)
+        call = (request.outer or request).call = Call()
+        try:
+            _check_type(request, FILE_TYPES, f"image/..., {BINARY}", prefix="image/")
+            invert = _invert(request.query)
+            if not request.body:
+                raise errors.InvalidRequest("the body: expected a file, got nothing")
+            answer = await self._plane.predict(name, number, request.body, invert, call)
+        except Exception as error:
+            call.failed(error)
+            raise
         return Response(HTTPStatus.OK, (codec_json.encode_prediction(answer),))
 
 

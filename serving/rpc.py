@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -17,13 +16,17 @@ import grpc.aio
 
 from serving import codec_proto, errors
 from serving.access import Access
+from serving.books import Books
+from serving.call import Call
+from serving.cells import CANCELLED, DEADLINE, GRPC
 from serving.config import GrpcSettings
 from serving.dataplane import DataPlane
 from serving.proto.inference import INFERENCE, OLDER_REFLECTION, REFLECTION, message
 from serving.protocol import EXTENSIONS, NAME, server_version
 from serving.rpc_access import Metadata, check
 from serving.rpc_standard import Health, Reflection
-from serving.telemetry import AccessLog, log, places
+from serving.telemetry import log, places
+from serving.tracing import trace_id
 
 STATUS: dict[type[errors.ServingError], grpc.StatusCode] = {
     errors.InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
@@ -67,17 +70,10 @@ ELSEWHERE = {
 """Methods that the protocol has and this door has not."""
 
 Refusal = Callable[[str, Metadata], grpc.RpcMethodHandler | None]
-Method = Callable[[bytes, Any], bytes | Awaitable[bytes]]
-
-
-@dataclass(slots=True)
-class Call:
-    """What of a call is worth a line of the access log; `arrived` is of `time.perf_counter`."""
-
-    path: str
-    body: bytes
-    arrived: float
-    method: str = "GRPC"
+Method = Callable[[bytes, Any, Call], bytes | Awaitable[bytes]]
+INFER, STREAM = f"/{INFERENCE}/ModelInfer", f"/{INFERENCE}/ModelStreamInfer"
+FLUSH_SECONDS = 1.0
+"""How long, at the end, the reader of the log may take to read its last lines."""
 
 
 class RpcServer:
@@ -87,7 +83,7 @@ class RpcServer:
         self,
         plane: DataPlane,
         settings: GrpcSettings,
-        access_log: AccessLog,
+        books: Books,
         access: Access | None = None,
         credentials: grpc.ServerCredentials | None = None,
     ) -> None:
@@ -95,7 +91,7 @@ class RpcServer:
         self._settings = settings
         self._access = access
         self._credentials = credentials
-        self._access_log = access_log
+        self._books = books
         self._version = server_version()
         self._health = Health(plane.live, plane.ready)
         self._open: set[asyncio.Task[Any]] = set()
@@ -142,8 +138,12 @@ class RpcServer:
         clean = time.monotonic() - now < left
         if self._open:
             await asyncio.wait(self._open, timeout=CANCEL_SECONDS)
-        self._access_log.flush()
+        self._books.close(FLUSH_SECONDS)
         return clean
+
+    def sample(self) -> None:
+        """Say how many calls are being answered; a stream is one."""
+        self._books.metrics.in_flight(GRPC, len(self._open))
 
     def _methods(self) -> Mapping[str, grpc.RpcMethodHandler]:
         found: dict[str, grpc.RpcMethodHandler] = {}
@@ -155,14 +155,14 @@ class RpcServer:
             ("ServerMetadata", self._metadata),
             ("ModelMetadata", self._model_metadata),
             ("ModelConfig", self._config),
+            ("ModelStatistics", self._statistics),
             ("RepositoryIndex", self._index),
             *((name, _refusing(name)) for name in ELSEWHERE),
         ]
         for name, method in unary:
             path = f"/{INFERENCE}/{name}"
             found[path] = grpc.unary_unary_rpc_method_handler(self._guarded(path, method))
-        path = f"/{INFERENCE}/ModelStreamInfer"
-        found[path] = grpc.stream_stream_rpc_method_handler(self._stream)
+        found[STREAM] = grpc.stream_stream_rpc_method_handler(self._stream)
         for service in (self._health, Reflection(REFLECTION), Reflection(OLDER_REFLECTION)):
             found |= service.methods()
         return found
@@ -171,32 +171,51 @@ class RpcServer:
         """A handler that never raises: what goes wrong is a status, and a line of the access log."""
 
         async def handler(payload: bytes, context: Any) -> bytes:
-            call = Call(path, payload, time.perf_counter())
+            arrived = time.perf_counter()
+            call = Call()
+            request_id, trace = self._named(context)
+            trailing: tuple[tuple[str, str], ...] = (("x-request-id", request_id),)
             code = grpc.StatusCode.CANCELLED
             answer: bytes | Awaitable[bytes] = b""
             task = asyncio.current_task()
             assert task is not None
             self._open.add(task)
             try:
-                answer = method(payload, context)
+                answer = method(payload, context, call)
                 if not isinstance(answer, bytes):
                     answer = await answer
                 code = grpc.StatusCode.OK
                 return answer
             except Exception as error:
+                call.failed(error)
                 code, details = told(error)
                 context.set_code(code)
                 context.set_details(details)
                 if code is grpc.StatusCode.UNAVAILABLE:
                     wait = str(getattr(error, "retry_after", 1) * 1000)
-                    context.set_trailing_metadata((("grpc-retry-pushback-ms", wait),))
+                    trailing += (("grpc-retry-pushback-ms", wait),)
                 return b""
             finally:
                 self._open.discard(task)
+                if code is grpc.StatusCode.CANCELLED:
+                    code = _given_up(call, context)
+                else:
+                    context.set_trailing_metadata(trailing)
                 sent = len(answer) if isinstance(answer, bytes) else 0
-                self._access_log.request(call, code.value[0], sent, "")
+                asked = call if path == INFER else None
+                self._books.note(
+                    *(asked, GRPC, "GRPC", path, code.name, request_id, trace),
+                    *(len(payload), sent, arrived),
+                )
 
         return handler
+
+    def _named(self, context: Any) -> tuple[str, str]:
+        """(request id, trace id) of a call: the client's, or an id of ours."""
+        sent = dict(context.invocation_metadata() or ())
+        traceparent = sent.get("traceparent", "")
+        request_id = sent.get("x-request-id") or self._books.new_id()
+        return request_id, trace_id(traceparent) if traceparent else ""
 
     def _refusal(self, path: str, metadata: Metadata) -> grpc.RpcMethodHandler | None:
         """What answers a call that may not go on, told before its request is read."""
@@ -210,32 +229,34 @@ class RpcServer:
             return None
 
         async def refuse(asked: AsyncIterator[bytes], context: Any) -> None:
-            self._access_log.request(Call(path, b"", time.perf_counter()), code.value[0], 0, "")
+            named = self._named(context)
+            self._books.note(None, GRPC, "GRPC", path, code.name, *named, 0, 0, time.perf_counter())
             await context.abort(code, details)
 
         return grpc.stream_stream_rpc_method_handler(refuse)
 
-    async def _infer(self, payload: bytes, context: Any) -> bytes:
+    async def _infer(self, payload: bytes, context: Any, call: Call) -> bytes:
         if self._leaving.is_set():
             self._last_refused = time.monotonic()
             raise errors.NotReady("the server is leaving; ask again in a moment")
         left = context.time_remaining()
         if left is not None and left <= 0:
             raise errors.DeadlineExceeded("the deadline had passed when the request came")
-        return await self._answer(codec_proto.parse(payload))
+        return await self._answer(codec_proto.parse(payload), call)
 
-    async def _answer(self, asked: Any) -> bytes:
+    async def _answer(self, asked: Any, call: Call) -> bytes:
         """One request's answer. Cancelled, it leaves the queue."""
         name, version = asked.model_name, asked.model_version or None
         # An unknown model is told before a bad tensor, a bad shape before its data is read.
-        request = codec_proto.decode(asked, self._plane.check(name, version))
-        return codec_proto.encode(request.id, await self._plane.infer(name, version, request))
+        request = codec_proto.decode(asked, self._plane.check(name, version, call))
+        answer = await self._plane.infer(name, version, request, call)
+        return codec_proto.encode(request.id, answer)
 
     async def _stream(self, asked: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
         """Answers in the order of the requests, which run beside one another."""
         waiting: asyncio.Queue[asyncio.Task[bytes] | None] = asyncio.Queue(self._settings.pipelined)
         running: set[asyncio.Task[Any]] = set()
-        reader = asyncio.create_task(self._read(asked, waiting, running))
+        reader = asyncio.create_task(self._read(asked, context, waiting, running))
         task = asyncio.current_task()
         assert task is not None
         self._open.add(task)
@@ -255,6 +276,7 @@ class RpcServer:
     async def _read(
         self,
         asked: AsyncIterator[bytes],
+        context: Any,
         waiting: asyncio.Queue[asyncio.Task[bytes] | None],
         running: set[asyncio.Task[Any]],
     ) -> None:
@@ -270,30 +292,41 @@ class RpcServer:
                 payload = coming.result()
                 if payload is None:
                     break
-                answer = asyncio.create_task(self._streamed(payload))
+                answer = asyncio.create_task(self._streamed(payload, context))
                 running.add(answer)
                 await waiting.put(answer)
         finally:
             leaving.cancel()
         await waiting.put(None)
 
-    async def _streamed(self, payload: bytes) -> bytes:
+    async def _streamed(self, payload: bytes, context: Any) -> bytes:
         """One request of a stream; its failure is an answer like any other."""
-        asked = None
+        arrived = time.perf_counter()
+        asked, call, code, answer = None, Call(), grpc.StatusCode.CANCELLED, b""
         try:
             asked = codec_proto.parse(payload)
-            return codec_proto.encode_streamed(await self._answer(asked))
+            answer = codec_proto.encode_streamed(await self._answer(asked, call))
+            code = grpc.StatusCode.OK
         except Exception as error:
-            _, details = told(error)
-            return codec_proto.encode_stream_failure(asked, details)
+            call.failed(error)
+            code, details = told(error)
+            answer = codec_proto.encode_stream_failure(asked, details)
+        finally:
+            if code is grpc.StatusCode.CANCELLED:
+                code = _given_up(call, context)
+            self._books.note(
+                *(call, GRPC, "GRPC", STREAM, code.name, *self._named(context)),
+                *(len(payload), len(answer), arrived),
+            )
+        return answer
 
-    def _live(self, payload: bytes, context: Any) -> bytes:
+    def _live(self, payload: bytes, context: Any, call: Call) -> bytes:
         return _message("ServerLiveResponse", live=self._plane.live())
 
-    def _ready(self, payload: bytes, context: Any) -> bytes:
+    def _ready(self, payload: bytes, context: Any, call: Call) -> bytes:
         return _message("ServerReadyResponse", ready=self._plane.ready())
 
-    def _model_ready(self, payload: bytes, context: Any) -> bytes:
+    def _model_ready(self, payload: bytes, context: Any, call: Call) -> bytes:
         asked = _parsed(payload, "ModelReadyRequest")
         try:
             self._plane.model_ready(asked.name, asked.version or None)
@@ -301,20 +334,25 @@ class RpcServer:
             return _message("ModelReadyResponse", ready=False)
         return _message("ModelReadyResponse", ready=True)
 
-    def _metadata(self, payload: bytes, context: Any) -> bytes:
+    def _metadata(self, payload: bytes, context: Any, call: Call) -> bytes:
         return _message(
             "ServerMetadataResponse", name=NAME, version=self._version, extensions=EXTENSIONS
         )
 
-    def _model_metadata(self, payload: bytes, context: Any) -> bytes:
+    def _model_metadata(self, payload: bytes, context: Any, call: Call) -> bytes:
         asked = _parsed(payload, "ModelMetadataRequest")
         return codec_proto.encode_metadata(self._plane.metadata(asked.name, asked.version or None))
 
-    def _config(self, payload: bytes, context: Any) -> bytes:
+    def _config(self, payload: bytes, context: Any, call: Call) -> bytes:
         asked = _parsed(payload, "ModelConfigRequest")
         return codec_proto.encode_config(self._plane.config(asked.name, asked.version or None))
 
-    def _index(self, payload: bytes, context: Any) -> bytes:
+    def _statistics(self, payload: bytes, context: Any, call: Call) -> bytes:
+        asked = _parsed(payload, "ModelStatisticsRequest")
+        found = self._plane.statistics(asked.name or None, asked.version or None)
+        return codec_proto.encode_statistics(found)
+
+    def _index(self, payload: bytes, context: Any, call: Call) -> bytes:
         asked = _parsed(payload, "RepositoryIndexRequest")
         return codec_proto.encode_index(self._plane.index(asked.ready))
 
@@ -366,8 +404,18 @@ def told(error: Exception) -> tuple[grpc.StatusCode, str]:
     return code, str(error).encode()[:MAX_DETAILS].decode(errors="ignore")
 
 
+def _given_up(call: Call, context: Any) -> grpc.StatusCode:
+    """How a call ended that the client gave up: by leaving, or because its time was over."""
+    left = context.time_remaining()
+    if left is not None and left <= 0:
+        call.outcome = DEADLINE
+        return grpc.StatusCode.DEADLINE_EXCEEDED
+    call.outcome = CANCELLED
+    return grpc.StatusCode.CANCELLED
+
+
 def _refusing(name: str) -> Method:
-    def method(payload: bytes, context: Any) -> bytes:
+    def method(payload: bytes, context: Any, call: Call) -> bytes:
         raise errors.Unsupported(f"{name}: {ELSEWHERE[name]}")
 
     return method

@@ -222,6 +222,11 @@ def check_placement(placement: Placement) -> None:
         )
 
 
+def runtime_version() -> str:
+    """ONNX Runtime's own."""
+    return str(onnxruntime.__version__)
+
+
 def cuda_advice(provider: str = CUDA) -> str:
     """Why a provider is not had here, and what brings it."""
     if provider not in onnxruntime.get_available_providers():

@@ -97,7 +97,6 @@ def _model(model: ModelStatistics) -> dict[str, Any]:
             "cache_hit": _told(Duration()),
             "cache_miss": _told(Duration()),
         },
-        "response_stats": {},
         "batch_stats": [
             {
                 "batch_size": batch.batch_size,
@@ -108,7 +107,6 @@ def _model(model: ModelStatistics) -> dict[str, Any]:
             }
             for batch in model.batches
         ],
-        "memory_usage": [],
     }
 
 

@@ -61,6 +61,8 @@ ORDER = (
     "providers",
     "watchdog",
     "registry",
+    "books",
+    "call",
     "exposition",
     "families",
     "statistics",

@@ -13,17 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving import access_log
-from serving.access_log import AccessLog
+from serving.access_log import AccessLog, of_model, times
 from serving.tracing import RequestIds, trace_id
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 
 
 def inference(log: AccessLog, request_id: str = "r-1", path: str = "/v2/models/a/infer") -> None:
-    log.inference(
-        "http", "POST", path, 200, request_id, TRACE, 100, 50, 0.01234567,
-        "a", "1", "d" * 64, 3, 0.001, 0.0023456, 0.003,
-    )  # fmt: skip
+    more = of_model("a", "1", "d" * 64) + times(3, 0.001, 0.0023456, 0.003)
+    log.request("http", "POST", path, 200, request_id, TRACE, 100, 50, 0.01234567, more)
 
 
 def lines(log: AccessLog) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from prometheus_client.openmetrics.parser import (
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from serving import cells, exposition, families
-from serving.exposition import Page, scrape, wants_openmetrics
+from serving.exposition import Page, fill, wants_openmetrics
 from serving.metrics import Metrics
 
 BUILD = {"version": "1.0", "python": "3.11.7", "onnxruntime": "1.31.1"}
@@ -36,7 +36,9 @@ def read(body: bytes, openmetrics: bool = False) -> dict[str, Metric]:
 
 
 def scraped(metrics: Metrics, openmetrics: bool = False) -> dict[str, Metric]:
-    *_, page = scrape(metrics.ledger, [INFO], BUILD, openmetrics)
+    page = Page(openmetrics)
+    for _ in fill(page, metrics.ledger, [INFO], BUILD):
+        pass
     return read(page.body(), openmetrics)
 
 
@@ -58,15 +60,14 @@ def metrics() -> Metrics:
     meter.failure(cells.HTTP, cells.DEADLINE, 1, 2, 1.0)
     meter.batch(4, 0.002)
     meter.batch(2000, 0.002)
-    meter.waiting(2, 20)
-    meter.state("ready")
-    meter.fallback(True)
+    meter.now("ready", 2, 20, True)
     metrics.nameless.failure(cells.GRPC, cells.INVALID, 1, 2, 0.1)
-    metrics.answered(cells.HTTP, "200")
-    metrics.answered(cells.HTTP, "404")
-    metrics.connections(cells.HTTP, 5)
+    metrics.answered(cells.HTTP, 200)
+    metrics.answered(cells.HTTP, 404)
+    metrics.connections(5)
     metrics.in_flight(cells.GRPC, 6)
-    metrics.refused(cells.HTTP)
+    metrics.refused()
+    metrics.dropped(3)
     metrics.sample_process()
     return metrics
 
@@ -108,8 +109,10 @@ def test_everything_counted_is_told(metrics: Metrics, openmetrics: bool):
     assert value(found, "slipway_cuda_fallback") == 1
     assert value(found, "slipway_model_info", **INFO) == 1
     assert value(found, "slipway_responses", "slipway_responses_total", code="404") == 1
-    assert value(found, "slipway_open_connections", door="http") == 5
+    assert value(found, "slipway_open_connections") == 5
     assert value(found, "slipway_in_flight_requests", door="grpc") == 6
+    dropped = "slipway_access_log_dropped"
+    assert value(found, dropped, f"{dropped}_total") == 3
     assert value(found, "slipway_build_info", **BUILD) == 1
     assert value(found, "process_resident_memory_bytes", worker="0") > 1 << 20
 
@@ -185,7 +188,7 @@ def test_a_page_grows_part_by_part():
     metrics = Metrics()
     for number in range(30):
         metrics.meter(f"m{number}", "1")
-    assert len(list(scrape(metrics.ledger, [], BUILD))) >= 30
+    assert len(list(fill(Page(), metrics.ledger, [], BUILD))) == 30
 
 
 def test_more_models_than_places_are_told_as_one():

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import socket
 
+from serving.access_log import AccessLog
+from serving.books import Books
 from serving.config import HttpSettings
 from serving.http import HttpServer
+from serving.metrics import Metrics
 from serving.rest import Reply, Request, Response
-from serving.telemetry import AccessLog
 
 ASK = b"GET /%d HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -21,7 +23,7 @@ def slowly(request: Request, reply: Reply) -> asyncio.TimerHandle:
 async def leave(first: bytes, then: bytes) -> bytes:
     """What a client hears that sent `first` before the drain began and `then` a moment after."""
     sock = socket.create_server(("127.0.0.1", 0))
-    server = HttpServer(slowly, HttpSettings(), AccessLog(False))
+    server = HttpServer(slowly, HttpSettings(), Books(Metrics(), AccessLog(False)))
     await server.start(sock)
     reader, writer = await asyncio.open_connection(*sock.getsockname())
     writer.write(first)
@@ -55,7 +57,7 @@ async def arrive_at_the_last_moment(count: int) -> list[bytes]:
     """What clients hear whose connections the kernel took, and nobody yet, when the drain began."""
     sock = socket.create_server(("127.0.0.1", 0))
     sock.setblocking(False)
-    server = HttpServer(slowly, HttpSettings(), AccessLog(False))
+    server = HttpServer(slowly, HttpSettings(), Books(Metrics(), AccessLog(False)))
     await server.start(sock)
     clients = [socket.create_connection(sock.getsockname()) for _ in range(count)]
     for client in clients:
@@ -77,7 +79,7 @@ def test_who_waits_at_the_closing_door_is_let_in() -> None:
 async def hold(limit: int, bodies: int, size: int) -> tuple[list[bytes], int, int]:
     """(answers to unfinished bodies while all are open, bytes held then, bytes held at the end)."""
     sock = socket.create_server(("127.0.0.1", 0))
-    server = HttpServer(slowly, HttpSettings(held_bytes=limit), AccessLog(False))
+    server = HttpServer(slowly, HttpSettings(held_bytes=limit), Books(Metrics(), AccessLog(False)))
     await server.start(sock)
     streams = []
     for _ in range(bodies):

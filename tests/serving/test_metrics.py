@@ -83,7 +83,6 @@ def test_statistics_are_told_as_triton_tells_them():
             "cache_hit": {"count": 0, "ns": 0},
             "cache_miss": {"count": 0, "ns": 0},
         },
-        "response_stats": {},
         "batch_stats": [
             {
                 "batch_size": size,
@@ -93,7 +92,6 @@ def test_statistics_are_told_as_triton_tells_them():
             }
             for size, count, ns in ((3, 2, 6_000_000), (128, 1, 8_000_000))
         ],
-        "memory_usage": [],
     }
 
 
@@ -165,7 +163,7 @@ def test_processes_that_write_at_once_lose_nothing():
         metrics = Metrics(ledger, worker)
         for number in range(each):
             success(metrics, f"m{(number + worker) % 7}")
-            metrics.answered(cells.HTTP, "200")
+            metrics.answered(cells.HTTP, 200)
 
     processes = [forked(lambda worker=worker: work(worker)) for worker in range(3)]  # type: ignore[misc]
     seen = 0.0
@@ -187,9 +185,8 @@ def test_a_killed_worker_leaves_what_it_counted_and_no_gauges():
 
         def work() -> None:
             metrics = Metrics(ledger, 1)
-            metrics.meter("a", "1").waiting(9, 99)
-            metrics.meter("a", "1").state("ready")
-            metrics.connections(cells.HTTP, 4)
+            metrics.meter("a", "1").now("ready", 9, 99, False)
+            metrics.connections(4)
             while True:
                 success(metrics)
 
@@ -270,7 +267,7 @@ def test_the_kernel_tells_of_this_process():
 
 def test_a_status_nobody_thought_of_is_counted_as_other():
     metrics = Metrics()
-    metrics.answered(cells.HTTP, "299")
+    metrics.answered(cells.HTTP, 299)
     metrics.answered(cells.GRPC, "NEW")
     head = metrics.ledger.heads()[0]
     for door, codes in ((cells.HTTP, cells.HTTP_CODES), (cells.GRPC, cells.GRPC_CODES)):
@@ -285,7 +282,7 @@ def test_counting_a_request_costs_little():
     def request() -> None:
         meter.success(cells.HTTP, 1, 300, 200, 2e-5, 3e-5, 1e-5, 1e-5, 1e-4)
         meter.batch(1, 3e-5)
-        metrics.answered(cells.HTTP, "200")
+        metrics.answered(cells.HTTP, 200)
 
     number = 2_000
     seconds = min(timeit.repeat(request, timer=time.process_time, number=number, repeat=30))

@@ -20,6 +20,9 @@ import grpc.aio
 import numpy as np
 import pytest
 
+from serving.access_log import AccessLog
+from serving.books import Books
+from serving.call import Call
 from serving.codec_proto import encode, encode_streamed, model_meant, parse
 from serving.config import GrpcSettings, Settings
 from serving.dataplane import DataPlane
@@ -34,7 +37,6 @@ from serving.proto.inference import (
 from serving.protocol import InferResponse, Tensor
 from serving.repository import Repository
 from serving.rpc import ELSEWHERE, MAX_DETAILS, STATUS, RpcServer, told
-from serving.telemetry import AccessLog
 from tests.serving.bundles import TYPES, digits_rows, make_bundle
 from tests.serving.live import ROOT, Live, tensor
 from tests.serving.rpc_client import Client, InferRequest, infer_request, outputs
@@ -276,7 +278,9 @@ class Endless(DataPlane):
         super().__init__(repository)
         self.came = self.gave_up = 0
 
-    async def infer(self, name: str, version: str | None, request: Any) -> InferResponse:
+    async def infer(
+        self, name: str, version: str | None, request: Any, call: Call | None = None
+    ) -> InferResponse:
         self.came += 1
         try:
             await asyncio.get_running_loop().create_future()
@@ -293,7 +297,7 @@ def test_whoever_gives_up_is_given_up(bundle: Path) -> None:
         repository = Repository(bundle, Settings())
         repository.load_all()
         plane = Endless(repository)
-        server = RpcServer(plane, GrpcSettings(port=0), AccessLog(False))
+        server = RpcServer(plane, GrpcSettings(port=0), Books(repository.metrics, AccessLog(False)))
         port = await server.start("127.0.0.1")
         asked = DIGITS.SerializeToString()
 
@@ -520,7 +524,7 @@ def test_leaving_under_load_loses_no_call(start: Start, bundle: Path) -> None:
     assert codes == ["UNAVAILABLE"] * 6 and answered[0] > 20
     assert "cut off" not in server.told() and "Traceback" not in server.told()
     lines = [json.loads(line) for line in server.out.read_text().splitlines()]
-    good = [x for x in lines if x["path"].endswith("ModelInfer") and x["status"] == 0]
+    good = [x for x in lines if x["path"].endswith("ModelInfer") and x["status"] == "OK"]
     assert len(good) == answered[0]
 
 
@@ -532,8 +536,8 @@ def test_the_access_log_has_each_call(start: Start, bundle: Path) -> None:
     assert server.stop() == 0
     good, bad = (json.loads(line) for line in server.out.read_text().splitlines())
     assert good["method"] == "GRPC" and good["path"] == f"/{INFERENCE}/ModelInfer"
-    assert good["status"] == 0 and good["received"] == DIGITS.ByteSize() and good["sent"] > 80
-    assert bad["status"] == grpc.StatusCode.INVALID_ARGUMENT.value[0] and bad["sent"] == 0
+    assert good["status"] == "OK" and good["received"] == DIGITS.ByteSize() and good["sent"] > 80
+    assert bad["status"] == "INVALID_ARGUMENT" and bad["sent"] == 0
 
 
 def test_a_model_that_cannot_be_served_ends_the_process(start: Start, tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ def test_refused_calls_are_in_the_access_log(guarded: Live) -> None:
         client.failure(DIGITS)
     for _ in range(100):
         lines = guarded.out.read_text().splitlines()
-        if any("ModelInfer" in line and '"status":16' in line for line in lines):
+        if any("ModelInfer" in line and '"status":"UNAUTHENTICATED"' in line for line in lines):
             return
         time.sleep(0.02)
     raise AssertionError(lines)
