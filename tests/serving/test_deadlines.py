@@ -162,10 +162,10 @@ def test_a_process_with_an_operator_that_never_ends_gives_up(tmp_path: Path) -> 
         "import pathlib, numpy, sys\n"
         "from serving.config import RuntimeSettings\n"
         "from serving.runtime import open_session\n"
-        "settings = RuntimeSettings(run_seconds=0.2, stuck_seconds=0.3)\n"
+        "settings = RuntimeSettings(run_seconds=1, stuck_seconds=0.3)\n"
         "session = open_session(pathlib.Path(sys.argv[1]).read_bytes(), settings)\n"
         "print(session.run({'size': numpy.array([20])})['y'], flush=True)\n"
-        "session.run({'size': numpy.array([4000])})"
+        "session.run({'size': numpy.array([2500])})"
     )
     began = time.monotonic()
     done = subprocess.run(
