@@ -7,6 +7,7 @@ there is no dictionary to try. Neither a key nor a part of one is ever logged or
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import os
 import re
@@ -73,6 +74,17 @@ def presented(authorization: str, api_key: str) -> str:
     if scheme.lower() == "bearer":
         return text.strip()
     return api_key.strip()
+
+
+def typed(authorization: str) -> str:
+    """The key that somebody typed into a browser's own dialogue as the password, '' for none."""
+    scheme, _, text = authorization.partition(" ")
+    if scheme.lower() != "basic":
+        return ""
+    try:
+        return base64.b64decode(text, validate=True).decode().partition(":")[2]
+    except ValueError:
+        return ""
 
 
 class Access:

@@ -99,6 +99,16 @@ class DataPlane:
             properties=_properties(model),
         )
 
+    @property
+    def keys(self) -> bool:
+        """Whether requests need a key."""
+        return self._repository.settings.access.keys_file is not None
+
+    @property
+    def scheme(self) -> str:
+        """How the HTTP door is called: http or https."""
+        return "https" if self._repository.settings.tls.certificate else "http"
+
     def served(self) -> list[Served]:
         """Every version that answers, by name and number."""
         repository = self._repository

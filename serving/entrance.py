@@ -9,10 +9,10 @@ from dataclasses import replace
 from functools import lru_cache
 from urllib.parse import unquote
 
-from serving.access import Access, Scope, presented
+from serving.access import Access, Scope, presented, typed
 from serving.compression import IDENTITY, Inflation, accepted, coding, deflated, worthwhile
 from serving.config import CompressionSettings
-from serving.errors import ServingError, UnsupportedMedia
+from serving.errors import ServingError, Unauthenticated, UnsupportedMedia
 from serving.rest import Cancellable, Handler, Reply, Request, Response, failed
 
 MAX_PATH = 512
@@ -20,6 +20,9 @@ MAX_PATH = 512
 
 LOOP_BYTES = 64 << 10
 """Inflated or deflated on the event loop, within a millisecond; more goes to a thread."""
+
+ASK_IN_BROWSER = (("WWW-Authenticate", 'Basic realm="slipway: any name, an API key as password"'),)
+"""Has a browser ask for a key. Programs are asked for a bearer's."""
 
 THREADS = 2
 """They bound what inflating may hold of memory at a time, too."""
@@ -46,11 +49,27 @@ class Guarded:
         if scope is None:
             return None
         key = presented(headers.get("authorization", ""), headers.get("x-api-key", ""))
+        page = is_page(path)
+        if page and not key:
+            key = typed(headers.get("authorization", ""))
         try:
             self._access.allow(scope, key)
         except ServingError as error:
-            return failed(error)
+            refused = failed(error)
+            browser = page and "text/html" in headers.get("accept", "")
+            if browser and isinstance(error, Unauthenticated):
+                return replace(refused, headers=ASK_IN_BROWSER)
+            return refused
         return None
+
+
+def is_page(path: str) -> bool:
+    """Whether a path is for reading in a browser, which can send no header of its own.
+
+    There alone a key may come as a browser's password. Browsers repeat that by themselves, also for
+    what another site has them send; so nothing that runs or changes anything takes it.
+    """
+    return path in ("/", "/docs", "/openapi.json") or path.startswith("/docs/")
 
 
 @lru_cache(maxsize=1024)

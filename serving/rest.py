@@ -139,7 +139,7 @@ class Rest:
         self._routes: dict[str, tuple[str, Route]] = {}
         self._readers: WeakKeyDictionary[Contract, templates.Reader] = WeakKeyDictionary()
         self._version = server_version()
-        self._manual = Manual(plane, self._version)
+        self._manual = Manual(plane, self._version, plane.keys)
 
     def __call__(self, request: Request, reply: Reply) -> Cancellable | None:
         """Answer a request; what comes back calls off an answer that is not there yet."""
@@ -243,7 +243,7 @@ class Rest:
         return _json({"name": NAME, "version": self._version, "extensions": EXTENSIONS})
 
     def _page(self, request: Request, name: str | None) -> Response:
-        page = self._manual.page(request.headers.get("host", ""), model=name)
+        page = self._manual.page(request.headers.get("host", ""), self._plane.scheme, name)
         return Response(HTTPStatus.OK, (page,), HTML, PAGE_HEADERS)
 
     async def _metrics(self, request: Request) -> Response:

@@ -18,6 +18,7 @@ from jsonschema import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from pipeline.bundle.manifest import Input, Output
+from serving.access import Scope, generated
 from serving.openapi import ERRORS
 from serving.rest import STATUS
 from tests.serving.bundles import digits_graph, make_bundle, make_series_bundle
@@ -279,3 +280,35 @@ def test_what_a_bundle_says_cannot_break_out(start: Start, tmp_path: Path) -> No
     make_bundle(tmp_path / "b", graph, inputs=(source,), outputs=outputs, task=hostile)
     text = page(start(tmp_path / "b"))[0]
     assert "<script>alert" not in text and "&lt;script&gt;alert" in text
+
+
+# With keys
+
+
+def test_a_browser_is_asked_for_a_key_and_programs_for_a_bearers(
+    start: Start, bundle: Path, tmp_path: Path
+) -> None:
+    text, key = generated("reader", [Scope.INFER])
+    keys = tmp_path / "keys.txt"
+    keys.write_text(key.line())
+    keys.chmod(0o600)
+    server = start(bundle, "--keys", str(keys))
+    password = {"Authorization": "Basic " + base64.b64encode(f"me:{text}".encode()).decode()}
+    for path in ("/", "/docs", "/docs/digits-test", "/openapi.json"):
+        status, headers, _ = server.ask("GET", path, None, BROWSER)
+        assert status == 401 and headers["www-authenticate"].startswith("Basic ")
+        assert server.ask("GET", path)[1]["www-authenticate"].startswith("Bearer ")
+        assert server.ask("GET", path, None, BROWSER | password)[0] in (200, 307)
+        wrong = {"Authorization": "Basic " + base64.b64encode(b"me:wrong").decode()}
+        assert server.ask("GET", path, None, BROWSER | wrong)[0] == 401
+        assert server.ask("GET", path, None, BROWSER | {"Authorization": "Basic !"})[0] == 401
+    shown = page(server, "/docs", **password)[0]
+    assert "-H &#x27;Authorization: Bearer KEY&#x27;" in shown and 'id="key"' in shown
+    document = server.json("GET", "/openapi.json", headers=password)[1]
+    assert document["security"] == [{"bearer": []}, {"header": []}]
+    example = document["paths"]["/v2/models/digits-test/infer"]["post"]["requestBody"]["content"]
+    body = example["application/json"]["example"]
+    # What a browser repeats by itself, other sites can have it send: it runs nothing.
+    assert server.json("POST", "/v2/models/digits-test/infer", body, headers=password)[0] == 401
+    bearer = {"Authorization": f"Bearer {text}"}
+    assert server.json("POST", "/v2/models/digits-test/infer", body, headers=bearer)[0] == 200
