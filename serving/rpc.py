@@ -264,7 +264,6 @@ class RpcServer:
             while (answer := await waiting.get()) is not None:
                 yield await answer
                 running.discard(answer)
-            reader.result()
             if self._leaving.is_set():
                 context.set_code(grpc.StatusCode.UNAVAILABLE)
                 context.set_details("the server is leaving; open another stream")
@@ -295,6 +294,8 @@ class RpcServer:
                 answer = asyncio.create_task(self._streamed(payload, context))
                 running.add(answer)
                 await waiting.put(answer)
+        except Exception as error:  # grpc's, for a call that has ended; whoever waits must not hang
+            log("warning", "a stream broke off", kind=type(error).__name__)
         finally:
             leaving.cancel()
         await waiting.put(None)
