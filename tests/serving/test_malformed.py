@@ -116,7 +116,9 @@ def documents() -> Iterator[Case]:
             415,
             ("Content-Type", type_[:9]),
         )
-    for coding in ("gzip", "br", "gzip, gzip"):
+    headers = {"Content-Encoding": "gzip"}
+    yield "no-gzip", "POST", INFER, body_of(GOOD), headers, 400, ("not gzip data",)
+    for coding in ("br", "gzip, gzip"):
         headers = {"Content-Encoding": coding}
         yield f"coding-{coding}", "POST", INFER, body_of(GOOD), headers, 415, ("identity", coding)
     yield "index-text", "POST", "/v2/repository/index", b"x", {}, 400, ("JSON",)
