@@ -81,6 +81,9 @@ SWEEP = re.compile(r"((?:rate|connections)=)?(\d+(?:\.\d+)?(?:,\d+(?:\.\d+)?)*)"
 @click.option(
     "--ca", type=click.Path(path_type=Path, dir_okay=False, exists=True), help="As predict's."
 )
+@click.option(
+    "--cert", type=click.Path(path_type=Path, dir_okay=False, exists=True), help="As predict's."
+)
 def command(
     url: str,
     model: str | None,
@@ -93,6 +96,7 @@ def command(
     json_file: str | None,
     picture_file: str | None,
     ca: Path | None,
+    cert: Path | None,
     arrivals: str,
     connections: int,
     rate: float | None,
@@ -109,8 +113,9 @@ def command(
     plan = Plan(connections, seconds, warm_up, rate, arrivals == "poisson", patience)
     points = _points(sweep, plan)
     try:
-        address = parse(url, key=os.environ.get(KEY_VARIABLE), ca=ca)
-        with Client(url, key=os.environ.get(KEY_VARIABLE), ca=ca) as client:
+        key, own = os.environ.get(KEY_VARIABLE), (cert, cert) if cert else None
+        address = parse(url, key=key, ca=ca, certificate=own)
+        with Client(url, key=key, ca=ca, certificate=own) as client:
             model = model or only_model(client)
             requests = _requests(client, address, model, version, bundle, shapes, form, batch)
     except (ClientError, BundleError, PredictError, OSError) as error:

@@ -69,6 +69,7 @@ def curve(outcomes: Sequence[Outcome], title: str) -> str:
     parts.append(
         _text(panel.left + panel.width / 2, panel.bottom + 40, "answers a second", "middle")
     )
+    parts.append(_text(panel.left, panel.top - 10, "latency", "start", 12, SOFT))
     parts.append(_frame(panel))
     for name, colour in COLOURS.items():
         points = [(o.throughput, o.latencies.percentile(float(name[1:]))) for o in drawn]

@@ -166,6 +166,15 @@ def test_an_answer_json_cannot_say(server: Live) -> None:
             texts.infer("series", {"values": np.array([[np.nan]], np.float32)})
 
 
+@pytest.mark.parametrize("kind", [Client, Awaited])
+def test_compressed_both_ways(kind: Any, server: Live) -> None:
+    client = kind(f"http://127.0.0.1:{server.port}", compress=True)
+    values = np.arange(20_000, dtype=np.float32).reshape(2, -1) + 1
+    answer = client.infer("series", {"values": values})
+    np.testing.assert_allclose(answer["log"], np.log(values), rtol=1e-5)
+    client.close()
+
+
 def test_sixteen_threads_share_a_client(server: Live) -> None:
     """Each thread gets its own rows' answers, over no more connections than allowed."""
     rows = digits_rows(16 * 20, seed=3).reshape(16, 20, 1, 8, 8, 1)

@@ -561,6 +561,29 @@ def test_predict_takes_certificates_and_a_key(
         assert refused.exit_code == 1 and "not trusted" in refused.stderr
 
 
+def test_bench_takes_certificates_and_a_key(
+    certificates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mutual TLS, over every connection of the load."""
+    metadata = b'{"name":"m","inputs":[{"name":"x","datatype":"FP32","shape":[-1,3]}],"outputs":[]}'
+    context = serving_tls(certificates)
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_verify_locations(certificates / "other.pem")
+    own = tmp_path / "own.pem"
+    own.write_bytes(
+        (certificates / "other.pem").read_bytes() + (certificates / "other.key").read_bytes()
+    )
+    monkeypatch.setenv("SLIPWAY_API_KEY", "s3cret")
+    with unruly(GOOD, context) as server:
+        server.script = [says(200, metadata)]
+        trust = ("--ca", certificates / "server.pem", "--cert", own)
+        quick = ("--seconds", "0.3", "--warm-up", "0", "--connections", "3")
+        told = slipway("bench", server.url, "m", *trust, *quick)
+        assert told.exit_code == 0 and "200: " in told.stdout, told.output
+        assert all(b"Bearer s3cret" in head for head, _ in server.requests)
+        assert server.connections == 4 and len(server.requests) > 5
+
+
 @pytest.mark.parametrize(
     ("url", "meaning"),
     [
