@@ -1,4 +1,4 @@
-"""The object graph, built in the open by one function, and the life of the process around it."""
+"""The object graph of one worker, built in the open by one function, and its life."""
 
 from __future__ import annotations
 
@@ -6,84 +6,87 @@ import asyncio
 import gc
 import os
 import signal
-import socket
-import sys
+from asyncio import FIRST_COMPLETED
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import uvloop
 
 from serving.access import Access
 from serving.access_log import AccessLog
+from serving.board import Row, Watch
 from serving.books import Books
 from serving.changes import Changes
-from serving.config import HttpSettings, Settings, check_address, check_control, is_loopback
-from serving.control import Control, watch
+from serving.channel import Channel
+from serving.config import HttpSettings, Settings
+from serving.control import Control, Everywhere
+from serving.control import watch as follow
 from serving.dataplane import DataPlane
 from serving.entrance import Compressed, Guarded
-from serving.errors import ModelRefused
+from serving.errors import ModelRefused, NotReady
 from serving.http import HttpServer
+from serving.ledger import Ledger
+from serving.metrics import Metrics
 from serving.repository import Repository, State
 from serving.rest import Rest
 from serving.self_test import keep_testing
+from serving.supervisor import Place
 from serving.telemetry import log
 from serving.tls import Certificates, files
 
 if TYPE_CHECKING:
     from serving.rpc import RpcServer
 
-
-class StartError(Exception):
-    """The server cannot start; the message says what to change."""
-
-
-def serve(path: Path, settings: Settings) -> None:
-    """Serve the bundle or repository at `path` until told to stop.
-
-    Raises `StartError`, `ModelRefused` or `ConfigError`; returns after SIGTERM or SIGINT.
-    """
-    check_address(settings)
-    check_control(settings)
-    repository = Repository(path, settings)
-    with bound(settings.http) as sock, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        if settings.grpc.enabled:  # told before models are loaded: grpc binds for itself, later
-            place = settings.http.model_copy(update={"port": settings.grpc.port})
-            bound(place, "--grpc-port, or --no-grpc").close()
-        runner.run(_run(repository, settings, sock))
+BEAT_SECONDS = 0.5
+SUCCESSOR_SECONDS = 2.0
+"""How long clients of a worker that died wait for its successor to load, before it answers 503."""
 
 
-async def _run(repository: Repository, settings: Settings, sock: socket.socket) -> None:
-    """Everything the server is made of, from the inside out."""
+def work(path: Path, settings: Settings, place: Place) -> int:
+    """Serve the bundle or repository at `path` until told to stop; the worker's exit code."""
+    metrics = Metrics(Ledger(place.workers, place.counters), place.worker)
+    watch = Watch(place.row, place.quarantined, place.apart)
+    repository = Repository(path, settings, metrics, watch)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_run(repository, settings, place))
+    return 0
+
+
+async def _run(repository: Repository, settings: Settings, place: Place) -> None:
+    """Everything a worker is made of, from the inside out."""
     plane = DataPlane(repository)
     access = Access(settings.access.keys_file) if settings.access.keys_file else None
     books = Books(repository.metrics, AccessLog(settings.http.access_log))
     routes = Rest(plane, settings.http.json_bytes)
-    server = _door(routes, settings, settings.http, access, books)
-    repository.metrics.samplers += [plane.sample, server.sample]
-    doors: list[HttpServer | RpcServer] = [server]
+    http = _door(routes, settings, settings.http, access, books)
+    repository.metrics.samplers += [plane.sample, http.sample]
+    doors: list[HttpServer | RpcServer] = [http]
     changes = Changes(repository)
-    control = Control(changes)
+    control = Control(changes, everywhere(place.channel))
+    for do in ("load", "unload"):
+        place.channel.on(do, control.apply)
 
     tls = Certificates(settings.tls) if files(settings.tls) else None
-    _warn_public(settings)
 
-    stop = _signalled()
-    await server.start(sock, tls)
-    operators = await _control_door(plane, control, settings, access, tls, books)
+    stop = _told_to_leave(place, repository)
+    _beat(asyncio.get_running_loop(), place.row)
+    # In a thread, so that health answers meanwhile: live at once, ready when the proof is done.
+    loading = asyncio.get_running_loop().run_in_executor(None, repository.load_all)
+    if place.successor:
+        # Its predecessor's clients wait in the socket: better a moment more than a 503.
+        await asyncio.wait({loading, stop}, timeout=SUCCESSOR_SECONDS, return_when=FIRST_COMPLETED)
+    await http.start(place.sockets["http"], tls)
+    if "grpc" in place.sockets:
+        doors.append(await _rpc(plane, settings, place, books, access))
+    operators = await _control_door(plane, control, settings, place, access, tls, books)
     watching = asyncio.ensure_future(_watch(control, settings))
     testing = asyncio.ensure_future(keep_testing(repository, settings.self_test_seconds))
     try:
-        # In a thread, so that health answers meanwhile: live at once, ready when the proof is done.
-        loading = asyncio.get_running_loop().run_in_executor(None, repository.load_all)
-        rpc_port = 0
-        if settings.grpc.enabled:
-            rpc, rpc_port = await _rpc(plane, settings, books, access)
-            doors.append(rpc)
-        await asyncio.wait({loading, stop}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({loading, stop}, return_when=FIRST_COMPLETED)
         if loading.done():
             loading.result()
             _settle_memory()
-            _announce(repository, sock, rpc_port, tls)
+            await place.channel.ready(_served(repository))
             await stop
             plane.leave()
             await asyncio.sleep(settings.notice_seconds)
@@ -107,20 +110,17 @@ async def _control_door(
     plane: DataPlane,
     control: Control,
     settings: Settings,
+    place: Place,
     access: Access | None,
     tls: Certificates | None,
     books: Books,
 ) -> HttpServer | None:
-    """The listener that loads and unloads, where one is asked for. Raises `StartError`."""
-    if settings.control.port is None:
+    """The listener that loads and unloads, where one is asked for."""
+    if "control" not in place.sockets:
         return None
-    place = settings.http.model_copy(
-        update={"host": settings.control.host, "port": settings.control.port}
-    )
-    sock = bound(place)
-    server = _door(Rest(plane, place.json_bytes, control), settings, place, access, books)
-    await server.start(sock, tls)
-    print(f"control: load and unload on {_url(sock, tls)}", file=sys.stderr, flush=True)
+    routes = Rest(plane, settings.http.json_bytes, control)
+    server = _door(routes, settings, settings.http, access, books)
+    await server.start(place.sockets["control"], tls)
     return server
 
 
@@ -139,25 +139,20 @@ def _door(
     return HttpServer(guarded, place, books, guarded.refusal)
 
 
-async def _watch(control: Control, settings: Settings) -> None:
-    if settings.repository.poll_seconds:
-        await watch(control, settings.repository.poll_seconds)
-
-
 async def _rpc(
-    plane: DataPlane, settings: Settings, books: Books, access: Access | None
-) -> tuple[RpcServer, int]:
-    """(the gRPC door, its port). Raises `StartError`."""
+    plane: DataPlane, settings: Settings, place: Place, books: Books, access: Access | None
+) -> RpcServer:
+    """The gRPC door. It binds for itself, where a socket of ours holds the port for all workers."""
     from serving.rpc import RpcServer  # switched off, it costs nothing
     from serving.rpc_access import credentials
 
     secrets = credentials(settings.tls) if files(settings.tls) else None
-    server = RpcServer(plane, settings.grpc, books, access, secrets)
+    port = place.sockets["grpc"].getsockname()[1]
+    limits = settings.grpc.model_copy(update={"port": port})
+    server = RpcServer(plane, limits, books, access, secrets)
     books.metrics.samplers.append(server.sample)
-    try:
-        return server, await server.start(settings.http.host)
-    except OSError as error:
-        raise StartError(str(error)) from error
+    await server.start(settings.http.host, shared=True)
+    return server
 
 
 async def _drained(doors: list[HttpServer | RpcServer], seconds: float) -> bool:
@@ -165,14 +160,22 @@ async def _drained(doors: list[HttpServer | RpcServer], seconds: float) -> bool:
     return all(await asyncio.gather(*(door.drain(seconds) for door in doors)))
 
 
-def _warn_public(settings: Settings) -> None:
-    """What a public address lacks: keys without TLS can be read on their way, TLS lets anyone in."""
-    if settings.http.insecure_public or is_loopback(settings.http.host):
-        return
-    if not settings.access.keys_file and not settings.tls.client_ca:
-        log("warning", "a public address without keys: anyone who reaches it may ask")
-    if not settings.tls.certificate:
-        log("warning", "a public address without TLS: what is sent can be read on its way")
+def everywhere(channel: Channel) -> Everywhere:
+    """Changes for all workers, those that come later included."""
+
+    async def ask(message: dict[str, Any]) -> list[dict[str, Any]]:
+        name, version = message["model"], message["version"]
+        if version is None:  # the policy's turn again: nothing asked for of one version holds on
+            channel.forget(f"{name}/*")
+        replies = await channel.everywhere(message, keep=f"{name}/{version or ''}")
+        return [
+            reply.answer
+            if reply.answer is not None
+            else {"error": f"worker {reply.worker}: {reply.error}", "kind": NotReady.__name__}
+            for reply in replies
+        ]
+
+    return ask
 
 
 def _settle_memory() -> None:
@@ -182,72 +185,37 @@ def _settle_memory() -> None:
     gc.set_threshold(20_000, 20, 50)
 
 
-def bound(settings: HttpSettings, option: str = "--port") -> socket.socket:
-    """A socket bound to the address. Raises `StartError`, which names the option to change."""
-    try:
-        family, kind, number, _, address = socket.getaddrinfo(
-            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-    except OSError as error:
-        raise StartError(f"host {settings.host!r}: {error.strerror}") from error
-    sock = socket.socket(family, kind, number)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        sock.bind(address)
-        sock.listen(settings.backlog)
-    except OSError as error:
-        sock.close()
-        raise StartError(_bind_failure(settings, option, error)) from error
-    sock.setblocking(False)
-    return sock
+async def _watch(control: Control, settings: Settings) -> None:
+    if settings.repository.poll_seconds:
+        await follow(control, settings.repository.poll_seconds)
 
 
-def _bind_failure(settings: HttpSettings, option: str, error: OSError) -> str:
-    place = f"{settings.host}:{settings.port}"
-    if isinstance(error, PermissionError):
-        return f"{place}: not permitted; ports below 1024 belong to root, choose another {option}"
-    if "in use" in (error.strerror or ""):
-        return f"{place} is in use: stop what listens there, or choose another {option}"
-    return f"{place}: {error.strerror}"
+def _told_to_leave(place: Place, repository: Repository) -> asyncio.Future[None]:
+    """Done when the supervisor says so, or an operator with SIGTERM; more of that does nothing.
 
-
-def _signalled() -> asyncio.Future[None]:
-    """Done at the first SIGTERM or SIGINT; at the second the process is gone."""
+    A second signal is the supervisor's to obey: what stops a service signals all its processes.
+    """
     loop = asyncio.get_running_loop()
     stop: asyncio.Future[None] = loop.create_future()
 
-    def received() -> None:
-        if stop.done():
-            log("warning", "stopped at once: a second signal came")
-            os._exit(1)
-        stop.set_result(None)
+    def leave() -> None:
+        if not stop.done():
+            stop.set_result(None)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, received)
+    place.channel.open(leave, repository.quarantine)
+    loop.add_signal_handler(signal.SIGTERM, leave)
     return stop
 
 
-def _announce(
-    repository: Repository, sock: socket.socket, rpc_port: int, tls: Certificates | None
-) -> None:
-    address = _url(sock, tls)
-    if rpc_port:
-        scheme, _, place = address.rpartition(":")[0].partition("://")
-        address += f" and {scheme.replace('http', 'grpc')}://{place}:{rpc_port}"
-    ready = [slot for slot in repository.slots() if slot.state is State.READY and slot.model]
-    for slot in ready:
-        assert slot.model
-        digest = slot.model.bundle.digest[:12]
-        print(
-            f"ready: {slot.name} version {slot.version} (bundle {digest}...) on {address}",
-            file=sys.stderr,
-            flush=True,
-        )
-    if not ready:
-        print(f"ready: no model yet, on {address}", file=sys.stderr, flush=True)
+def _beat(loop: asyncio.AbstractEventLoop, row: Row) -> None:
+    """A sign of life now and twice a second."""
+    row.beat()
+    loop.call_later(BEAT_SECONDS, _beat, loop, row)
 
 
-def _url(sock: socket.socket, tls: Certificates | None) -> str:
-    host, port = sock.getsockname()[:2]
-    scheme = "https" if tls else "http"
-    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+def _served(repository: Repository) -> list[dict[str, str | int]]:
+    return [
+        {"name": slot.name, "version": slot.version, "digest": slot.model.bundle.digest}
+        for slot in repository.slots()
+        if slot.state is State.READY and slot.model
+    ]

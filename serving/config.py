@@ -332,6 +332,23 @@ class ControlSettings(Section):
     )
 
 
+class SupervisionSettings(Section):
+    """How the workers are watched, and when a model that kills them is given up."""
+
+    stuck_seconds: float = Field(
+        45.0,
+        gt=0,
+        description="seconds a worker may be deaf until it is killed; more than `run_seconds`, "
+        "which ends a run in peace",
+    )
+    quarantine_deaths: int = Field(
+        3, ge=0, description="deaths of workers until the model they ran is quarantined; 0: never"
+    )
+    quarantine_seconds: float = Field(
+        60.0, gt=0, description="seconds within which these deaths happen"
+    )
+
+
 class Settings(Section):
     """Everything `slipway serve` can be told."""
 
@@ -347,6 +364,10 @@ class Settings(Section):
     control: ControlSettings = ControlSettings()
     models: dict[str, ModelSettings] = Field(
         {}, description="settings of single models, by name: [models.NAME] and its sections"
+    )
+    supervision: SupervisionSettings = SupervisionSettings()
+    workers: Annotated[int, Field(ge=0, le=256)] | Literal["auto"] = Field(
+        1, description="processes that serve; 'auto' or 0: as many as the cores allow"
     )
     variant: str = Field("fp32", description="which admitted form of the graph is served")
     finite_inputs: bool = Field(True, description="refuse NaN and infinity in float inputs")

@@ -10,13 +10,13 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
-import tempfile
 import threading
 import zlib
 from typing import TypeAlias
 
 import numpy as np
 
+from serving.board import unnamed_file
 from serving.cells import HEAD_CELLS, MODELS, OVERFLOW, ROW_CELLS, account
 
 Cells: TypeAlias = "memoryview[float]"
@@ -38,7 +38,7 @@ class Ledger:
         table = _whole_pages(MODELS * NAME_BYTES)
         row = _whole_pages(ROW_CELLS * 8)
         # A file without a name, in memory where the system can: it also carries the names' lock.
-        self.descriptor = _unnamed_file() if descriptor is None else descriptor
+        self.descriptor = unnamed_file("slipway-metrics") if descriptor is None else descriptor
         os.truncate(self.descriptor, table + workers * row)
         self._memory = mmap.mmap(self.descriptor, table + workers * row)
         self._cells = np.frombuffer(self._memory, np.float64, offset=table).reshape(workers, -1)
@@ -119,10 +119,3 @@ class Ledger:
 
 def _whole_pages(size: int) -> int:
     return -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
-
-
-def _unnamed_file() -> int:
-    if hasattr(os, "memfd_create"):
-        return os.memfd_create("slipway-metrics")
-    with tempfile.TemporaryFile() as file:
-        return os.dup(file.fileno())

@@ -16,6 +16,7 @@ from pipeline.bundle.decode import DecodeError, Decoder, decode
 from pipeline.bundle.manifest import Bundle, BundleError, Input, Manifest, Output, Variant
 from serving import graph
 from serving.batching import Arrays, Batcher, Entry
+from serving.board import Cell, Watch
 from serving.call import Call
 from serving.config import Settings
 from serving.contract import Contract, fits
@@ -64,6 +65,7 @@ class Model:
         rows: GoldenRows,
         replay: Replay,
         settings: Settings,
+        cell: Cell,
     ) -> None:
         # Without its files: the session has the weights, and nobody needs them twice.
         self.bundle = replace(bundle, contents={})
@@ -73,9 +75,10 @@ class Model:
         self.session = session
         self.variant = settings.variant
         self.contract = Contract(self.manifest.inputs, self.manifest.outputs, settings)
+        self._cell = cell
         self._runner = ThreadPoolExecutor(1, "model")
         self._batcher = Batcher(
-            session.run, settings.batching, self._runner, replay.seconds / replay.rows
+            cell.around(session.run), settings.batching, self._runner, replay.seconds / replay.rows
         )
         self._decoder = ThreadPoolExecutor(1, "decode")
         self._decoding = 0
@@ -165,17 +168,23 @@ class Model:
 
     def close(self) -> None:
         """Let the threads end."""
+        self._cell.release()
         self._decoder.shutdown(wait=False, cancel_futures=True)
         self._runner.shutdown(wait=False, cancel_futures=True)
 
 
 def load(
-    bundle: Bundle, settings: Settings, progress: Callable[[str], None] | None = None
+    bundle: Bundle,
+    settings: Settings,
+    progress: Callable[[str], None] | None = None,
+    cell: Cell | None = None,
 ) -> Model:
     """A model that was checked, opened and proven. Raises `ModelRefused` with the cause.
 
-    `progress` is told the state that begins: 'verifying', 'warming'.
+    `progress` is told the state that begins: 'verifying', 'warming'. In `cell` it is noted while
+    the model is opened or run.
     """
+    cell = cell or Watch().cell(bundle.manifest.name)
     tell = progress or (lambda state: None)
     tell("verifying")
     limits = settings.runtime
@@ -184,15 +193,17 @@ def load(
     payload = bundle.contents[variant.file]
     try:
         graph.check(payload, bundle.manifest, variant, settings.graph)
-        session = open_session(payload, limits, deadline, bundle.digest)
-        check_ports(bundle, session)
-        tell("warming")
-        rows = golden_rows(bundle)
-        replay = replay_golden(bundle.manifest, rows, partial(session.run, deadline=deadline))
-        _warm(session, rows, deadline)
+        with cell.opening():
+            session = open_session(payload, limits, deadline, bundle.digest)
+            check_ports(bundle, session)
+            tell("warming")
+            rows = golden_rows(bundle)
+            replay = replay_golden(bundle.manifest, rows, partial(session.run, deadline=deadline))
+            _warm(session, rows, deadline)
     except ModelRefused as error:
+        cell.release()
         raise ModelRefused(f"{variant.file}: {error}") from error
-    return Model(bundle, session, rows, replay, settings)
+    return Model(bundle, session, rows, replay, settings, cell)
 
 
 def admitted(bundle: Bundle, name: str) -> Variant:

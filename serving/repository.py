@@ -10,6 +10,7 @@ from pathlib import Path
 from pipeline.bundle.manifest import MANIFEST, BundleError, read
 from pipeline.config import ConfigError, suggestion
 from serving import trial
+from serving.board import Watch
 from serving.config import Settings
 from serving.errors import ModelRefused, NotFound, NotReady
 from serving.layout import VERSION, Layout, Print, chosen, look, passed_over, wanted
@@ -60,6 +61,7 @@ class Slot:
     tried. `asked` is true once this very version was loaded by request, false once it was
     unloaded; then the policy has no say. `doubted` is the model while it fails its self-test: it
     gets no requests, and may come back.
+    `key` tells this version with this content apart from all others, once it was read.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Slot:
     tried: Print | None = None
     asked: bool | None = None
     doubted: Model | None = None
+    key: str = ""
 
     def __post_init__(self) -> None:
         self.text = str(self.version)
@@ -83,7 +86,14 @@ class Repository:
     What happens to it later is `changes.py`.
     """
 
-    def __init__(self, path: Path, settings: Settings, metrics: Metrics | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        settings: Settings,
+        metrics: Metrics | None = None,
+        watch: Watch | None = None,
+    ) -> None:
+        self._watch = watch or Watch()
         self.settings = settings
         self.metrics = metrics or Metrics()
         self.layout = Layout(path)
@@ -135,9 +145,12 @@ class Repository:
         try:
             slot.loaded = slot.tried = look(slot.folder)
             bundle, settings = read(slot.folder), self.settings.of(slot.name)
+            slot.key = f"{slot.name}/{slot.version}@{bundle.digest[:12]}"
+            if slot.key in self._watch.quarantined:
+                raise ModelRefused(self._watch.quarantined[slot.key])
             if settings.runtime.trial:
                 trial.run(bundle, settings)
-            model = load(bundle, settings, progress)
+            model = load(bundle, settings, progress, self._watch.cell(slot.key))
         except (BundleError, ModelRefused) as error:
             slot.state, slot.reason = State.FAILED, str(error)
         except Exception as error:  # one model's surprise must not take the others along
@@ -248,6 +261,16 @@ class Repository:
         for slot in self.slots():
             if slot.state is State.READY:
                 slot.state = State.DRAINING
+
+    def quarantine(self, key: str, reason: str) -> None:
+        """Stop serving what killed workers. Its next content, another key, gets another chance."""
+        self._watch.quarantined[key] = reason
+        for slot in self.slots():
+            if slot.key == key:
+                model, slot.model, slot.doubted = slot.model or slot.doubted, None, None
+                slot.state, slot.reason = State.FAILED, reason
+                if model:
+                    model.close()
 
     def close(self) -> None:
         """Let every model's threads end."""

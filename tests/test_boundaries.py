@@ -31,7 +31,9 @@ SHARED = ("pipeline", "pipeline.bundle", "pipeline.cli", "pipeline.config")
 """What a serving host has of the training half's package."""
 
 ORDER = (
+    "launch",
     "app",
+    "supervisor",
     "http",
     "http_reader",
     "entrance",
@@ -69,6 +71,12 @@ ORDER = (
     "metrics",
     "ledger",
     "cells",
+    "restarts",
+    "forked",
+    "board",
+    "channel",
+    "listening",
+    "host",
     "access_log",
     "tracing",
     "access",
@@ -181,6 +189,21 @@ def test_settings_are_checked_without_torch():
 
 def test_the_command_line_wakes_only_itself():
     assert not heads(loaded("import pipeline.cli")) & (HEAVY | {"numpy", "pydantic"})
+
+
+def test_the_supervisor_wakes_nothing_that_can_crash_or_has_threads():
+    """What `slipway serve` has loaded when it forks its workers, and its one thread."""
+    code = """
+import os, pathlib, serving.launch, serving.commands.serve as command
+from serving.config import Settings
+command.resolve_bundle(".")
+command.with_options(Settings(), {"workers": 2})
+serving.launch.worker_count(Settings(workers="auto"))
+assert len(list(pathlib.Path("/proc/self/task").glob("*"))) <= 1  # none where there is no /proc
+"""
+    seen = heads(loaded(code))
+    assert "serving" in seen
+    assert not seen & (HEAVY | {"numpy", "grpc", "uvloop", "PIL"})
 
 
 def test_every_module_of_serving_loads_without_the_training_half():

@@ -8,7 +8,6 @@ from typing import NoReturn
 
 import click
 
-from pipeline.bundle.manifest import MANIFEST
 from pipeline.cli import can_train
 
 PROJECT_BUNDLES = Path("bundles")
@@ -26,6 +25,8 @@ def resolve_bundle(text: str) -> Path:
     beside = PROJECT_BUNDLES / text
     if len(path.parts) == 1 and beside.is_dir():
         return beside
+    from pipeline.bundle.manifest import MANIFEST  # brings numpy, which a supervisor does without
+
     known = sorted(p.parent.name for p in PROJECT_BUNDLES.glob(f"*/{MANIFEST}"))
     hint = f"bundles here: {', '.join(known)}" if known else how_to_get_one()
     if path.exists():

@@ -12,6 +12,23 @@ from serving.commands.folders import fail, resolve_bundle
 from serving.config import Settings, load
 
 
+class Workers(click.ParamType[int | str]):
+    """A number, or the word auto."""
+
+    name = "NUMBER|auto"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | str:
+        """The value as the settings have it; their bounds are checked there."""
+        if value == "auto":
+            return "auto"
+        try:
+            return int(value)
+        except ValueError:
+            self.fail(f"expected a number or 'auto', got {value!r}", param, ctx)
+
+
 @click.command()
 @click.argument("path")
 @click.option("--host", help="Address to listen on.  [default: 127.0.0.1]")
@@ -29,6 +46,11 @@ from serving.config import Settings, load
     "--provider",
     type=click.Choice(["cpu", "prefer", "require"]),
     help="CUDA: never, where it is there, or not without it.  [default: cpu]",
+)
+@click.option(
+    "--workers",
+    type=Workers(),
+    help="Processes that serve; auto: as many as the cores allow.  [default: 1]",
 )
 @click.option("--threads", type=int, help="Threads within one operator.  [default: 1]")
 @click.option(
@@ -65,12 +87,12 @@ def command(path: str, config: Path | None, **options: Any) -> None:
     folder = resolve_bundle(path)
     try:
         settings = with_options(load(config) if config else Settings(), options)
-        from serving.app import StartError, serve
         from serving.errors import ModelRefused
+        from serving.launch import StartError, launch
     except ConfigError as error:
         raise click.UsageError(str(error)) from error
     try:
-        serve(folder, settings)
+        launch(folder, settings)
     except ConfigError as error:
         raise click.UsageError(str(error)) from error
     except (StartError, ModelRefused) as error:
@@ -92,6 +114,7 @@ def with_options(settings: Settings, options: dict[str, Any]) -> Settings:
         "tls_key": ("tls", "key"),
         "tls_client_ca": ("tls", "client_ca"),
         "provider": ("runtime", "provider"),
+        "workers": (None, "workers"),
         "threads": ("runtime", "intra_threads"),
         "drain": (None, "drain_seconds"),
         "notice": (None, "notice_seconds"),

@@ -222,3 +222,91 @@ def make_echo_bundle(folder: Path, dtype: str) -> str:
         name=f"echo-{protocol.lower()}",
         task="echo",
     )
+
+
+FATAL = (-(2**31), -1)
+"""Whose quotient no int32 holds: the processor traps, and the process is gone."""
+
+
+def make_division_bundle(folder: Path, fatal: bool = False, name: str = "division") -> str:
+    """`numerator` and `denominator` int32 [batch, 1] to `quotient`.
+
+    Dividing `FATAL` kills whoever does it; with `fatal` ONNX Runtime does, while it loads.
+    """
+    numbers = np.array([[FATAL[0]]], np.int32), np.array([[FATAL[1]]], np.int32)
+    nodes = [helper.make_node("Div", ["numerator", "denominator"], ["quotient"])]
+    if fatal:
+        nodes[0].output[0] = "wanted"
+        nodes += [
+            helper.make_node("Div", ["least", "minus"], ["folded"]),
+            helper.make_node("Add", ["wanted", "folded"], ["quotient"]),
+        ]
+    columns = ["batch", 1]
+    graph = helper.make_graph(
+        nodes,
+        "model",
+        [
+            helper.make_tensor_value_info("numerator", TensorProto.INT32, columns),
+            helper.make_tensor_value_info("denominator", TensorProto.INT32, columns),
+        ],
+        [helper.make_tensor_value_info("quotient", TensorProto.INT32, columns)],
+        [numpy_helper.from_array(n, k) for n, k in zip(numbers, ("least", "minus"), strict=True)],
+    )
+    shape = ("batch", 1)
+    rows = {
+        "numerator": np.array([[6], [7]], np.int32),
+        "denominator": np.array([[3], [-2]], np.int32),
+    }
+    return make_bundle(
+        folder,
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10),
+        tuple(Input(name=n, dtype="int32", shape=shape, units="none") for n in rows),
+        (Output(name="quotient", dtype="int32", shape=shape, units="none"),),
+        rows,
+        {"quotient": np.array([[2], [-3]], np.int32)},
+        name=name,
+        task="division",
+    )
+
+
+def make_endless_bundle(folder: Path) -> str:
+    """`turns` int64 [batch, 1] to as many turns of a Loop, counted: `counted` int64 [batch, 1].
+
+    A server has to allow Loop to load it.
+    """
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["go"], ["go_on"]),
+            helper.make_node("Add", ["count", "one"], ["more"]),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("turn", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("count", TensorProto.INT64, ["batch", 1]),
+        ],
+        [
+            helper.make_tensor_value_info("go_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("more", TensorProto.INT64, ["batch", 1]),
+        ],
+    )
+    graph = helper.make_graph(
+        [
+            helper.make_node("ReduceMax", ["turns"], ["most"], keepdims=0),
+            helper.make_node("Sub", ["turns", "turns"], ["none"]),
+            helper.make_node("Loop", ["most", "", "none"], ["counted"], body=body),
+        ],
+        "model",
+        [helper.make_tensor_value_info("turns", TensorProto.INT64, ["batch", 1])],
+        [helper.make_tensor_value_info("counted", TensorProto.INT64, ["batch", 1])],
+        [numpy_helper.from_array(np.array(1), "one")],
+    )
+    return make_bundle(
+        folder,
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10),
+        (Input(name="turns", dtype="int64", shape=("batch", 1), units="none"),),
+        (Output(name="counted", dtype="int64", shape=("batch", 1), units="none"),),
+        {"turns": np.array([[3], [3]])},
+        name="endless",
+        task="counting",
+    )

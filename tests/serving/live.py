@@ -67,7 +67,14 @@ class Live:
             if self.process.poll() is not None:
                 break
             time.sleep(0.02)
+        self.process.kill()
+        self.process.wait(20)
         raise AssertionError(f"the server did not get ready:\n{self.told()}")
+
+    def workers(self) -> list[int]:
+        """The process ids of its workers, the first the one of longest standing."""
+        pid = self.process.pid
+        return [int(pid) for pid in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
     def told(self) -> str:
         """Its standard error so far."""

@@ -56,7 +56,7 @@ def inflated(headers: dict[str, str], body: bytes) -> bytes:
 
 
 def memory(server: Live, what: str) -> int:
-    status = Path(f"/proc/{server.process.pid}/status").read_text()
+    status = Path(f"/proc/{server.workers()[0]}/status").read_text()
     return int(status.split(f"{what}:")[1].split()[0]) << 10
 
 

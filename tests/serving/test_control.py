@@ -480,7 +480,7 @@ def test_cycles_of_load_and_unload_leave_nothing_behind(
         assert change(server, "unload", version="2")[0] == 200
         assert version_that_answers(server) == "1"
         if cycle >= WARM:
-            measured.append(resources(server.process.pid))
+            measured.append(resources(*server.workers()))
     resident, descriptors, threads = np.array(measured).T
     steps = [(resident[j] - resident[i]) / (j - i) for j in range(cycles) for i in range(j)]
     slope = float(np.median(steps))  # of all pairs: a jump now and then is no slope

@@ -161,7 +161,7 @@ def test_an_endless_chunked_body_is_refused(start: Callable[..., Live], bundle: 
 
 
 def memory(server: Live) -> int:
-    status = Path(f"/proc/{server.process.pid}/status").read_text()
+    status = Path(f"/proc/{server.workers()[0]}/status").read_text()
     found = re.search(r"VmRSS:\s+(\d+) kB", status)
     assert found
     return int(found[1]) * 1024

@@ -458,7 +458,7 @@ def test_switched_off_it_costs_nothing(start: Start, bundle: Path) -> None:
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
     off, on = start(bundle), start(bundle, "--grpc-port", "0")
-    maps = [Path(f"/proc/{s.process.pid}/maps").read_text() for s in (off, on)]
+    maps = [Path(f"/proc/{s.workers()[0]}/maps").read_text() for s in (off, on)]
     assert ["cygrpc" in text for text in maps] == [False, True]
 
 

@@ -216,7 +216,7 @@ def test_compressed_messages_are_bounded_once_inflated(
     server = start(bundle, "--grpc-port", "0")
 
     def peak() -> int:
-        status = Path(f"/proc/{server.process.pid}/status").read_text()
+        status = Path(f"/proc/{server.workers()[0]}/status").read_text()
         return int(status.split("VmHWM:")[1].split()[0]) << 10
 
     bomb = infer_request("digits-test", {"image": digits_rows(1)})

@@ -1,0 +1,109 @@
+"""The sockets: bound once by the supervisor, one for each worker, all at one address.
+
+The supervisor keeps them open. A client that the kernel has assigned to a worker that died waits
+for its successor instead of being reset.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+TRIES = 5
+"""A free port can be taken by another process before all workers have it."""
+
+
+class StartError(Exception):
+    """The server cannot start; the message says what to change."""
+
+
+def listening(
+    host: str, port: int, backlog: int, count: int, option: str = "--port"
+) -> list[socket.socket]:
+    """Listening sockets, one for each of `count` workers; port 0 is one free port for all.
+
+    Raises `StartError`, which names the option to change.
+    """
+    sockets = _sockets(host, port, count, option, shared=count > 1)
+    for sock in sockets:
+        sock.listen(backlog)
+        sock.setblocking(False)
+    return sockets
+
+
+def reserved(host: str, port: int, count: int, option: str) -> list[socket.socket]:
+    """Sockets that hold a port for a library that binds for itself, and take no connections.
+
+    Raises `StartError`.
+    """
+    return _sockets(host, port, count, option, shared=True)
+
+
+def url(sock: socket.socket, scheme: str = "http") -> str:
+    """Where a socket is reached."""
+    host, port = sock.getsockname()[:2]
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+
+def _resolved(host: str, port: int) -> tuple[socket.AddressFamily, Any]:
+    try:
+        family, _, _, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except OSError as error:
+        raise StartError(f"host {host!r}: {error.strerror}") from error
+    return family, address
+
+
+def _sockets(host: str, port: int, count: int, option: str, shared: bool) -> list[socket.socket]:
+    family, address = _resolved(host, port)
+    for last in (False,) * (TRIES - 1) + (True,):
+        try:
+            return _together(family, address, count, shared)
+        except OSError as error:
+            if port or last or "in use" not in (error.strerror or ""):
+                raise StartError(_failure(f"{host}:{port}", option, error)) from error
+    raise AssertionError("the last try returns or raises")
+
+
+def _together(
+    family: socket.AddressFamily, address: Any, count: int, shared: bool
+) -> list[socket.socket]:
+    # Alone first: where the port is shared, nothing would tell us that another server has it.
+    first = _bound(family, address, shared=False)
+    if not shared:
+        return [first]
+    address = first.getsockname()
+    first.close()
+    sockets: list[socket.socket] = []
+    try:
+        for _ in range(count):
+            sockets.append(_bound(family, address, shared=True))
+    except OSError:
+        for sock in sockets:
+            sock.close()
+        raise
+    return sockets
+
+
+def _bound(family: socket.AddressFamily, address: Any, shared: bool) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sock.bind(address)
+        if not shared:
+            sock.listen(1)  # only this fails where another listens that allows its address reused
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _failure(place: str, option: str, error: OSError) -> str:
+    if isinstance(error, PermissionError):
+        return f"{place}: not permitted; ports below 1024 belong to root, choose another {option}"
+    if "in use" in (error.strerror or ""):
+        return f"{place} is in use: stop what listens there, or choose another {option}"
+    return f"{place}: {error.strerror}"
