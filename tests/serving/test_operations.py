@@ -196,7 +196,7 @@ def test_invented_names_add_no_series(start: Start, bundle: Path, names: int) ->
     letters = [chr(n) for n in range(33, 127) if chr(n) not in "?#%/"]
 
     def name() -> str:
-        return "".join(invented.choices(letters, k=invented.randint(1, 60)))
+        return "".join(invented.choices(letters, k=invented.randint(2, 60)))
 
     paths = ("/v2/models/{}/infer", "/v2/models/digits-test/versions/{}/infer", "/{}")
     with server.socket() as sock, sock.makefile("rb") as answers:
