@@ -152,13 +152,15 @@ def _model(one: Served, here: str, keys: bool) -> str:
     manifest, path = one.model.manifest, f"/v2/models/{one.name}"
     shown = openapi.example(one.model, one.name, one.version)
     labels = openapi.reads_files(one.model)
+    links = f'<a href="{path}">Metadata</a>, <a href="{path}/config">configuration</a>'
+    more = "" if keys else links  # which could not send one
     bearer = PYTHON_KEY if keys else ""
     lock = " \\\n  -H 'Authorization: Bearer KEY'" if keys else ""
     parts = [
         f"<section><h2>{escape(one.name)}</h2>"
         f'<p class="facts">{escape(manifest.task)}, version {one.version}, bundle '
         f"<code>{one.model.bundle.digest[:12]}</code>, at most {one.rows} rows a request. "
-        f'<a href="{path}">Metadata</a>, <a href="{path}/config">configuration</a></p>',
+        f"{more}</p>",
         _tensors("Takes", manifest.inputs),
         _tensors("Answers", manifest.outputs),
     ]
