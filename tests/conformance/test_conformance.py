@@ -45,7 +45,6 @@ CLIENT_REFUSES = "the client itself refuses: it sends FP16 only as bytes"
 KNOWN = (
     Known("kserve rest, JSON to JSON", (INFER,), "FP16", "via JSON is not", CLIENT_REFUSES),
     Known("kserve grpc, typed", (INFER, EMPTY), "FP16", "invalid input datatype", CLIENT_REFUSES),
-    Known("tritonclient", ("get_inference_statistics",), "", "", "statistics are not offered yet"),
 )
 
 
