@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
+import os
 import random
 import re
+import signal
 import socket
 import struct
 import threading
 import time
 from collections.abc import Callable
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -407,3 +411,40 @@ def test_a_grpc_client_that_gives_up_is_counted_as_late_or_gone(
         while len(requests(scrape(server))) < 2 and time.monotonic() < ends:
             time.sleep(0.05)
     assert requests(scrape(server), door="grpc") == {"deadline": 1, "cancelled": 1}
+
+
+def test_every_worker_speaks_for_all_and_a_death_takes_no_count_back(
+    start: Start, bundle: Path
+) -> None:
+    server = start(bundle, "--workers", "2")
+
+    def count(found: dict[str, Metric]) -> tuple[float, ...]:
+        return (
+            requests(found).get("success", 0),
+            value(found, "slipway_rows", "_total"),
+            value(found, "slipway_request_seconds", "_count"),
+            value(found, "slipway_worker_restarts", "_total"),
+        )
+
+    before = (0.0, 0.0, 0.0, 0.0)
+    for death in range(3):
+        for _ in range(40):  # a connection each: the kernel deals them out
+            assert server.json("POST", INFER, body(2))[0] == 200
+        seen = [count(scrape(server)) for _ in range(6)]
+        done = 40.0 * (death + 1)
+        assert seen == [(done, 2 * done, done, float(death))] * 6
+        assert all(now >= then for now, then in zip(seen[-1], before, strict=True))
+        before = seen[-1]
+        busy = [one.value for one in scrape(server)["process_cpu_seconds"].samples]
+        assert len(busy) == 2 and all(busy)
+        os.kill(server.workers()[0], signal.SIGKILL)
+        ends = time.monotonic() + 20
+        while time.monotonic() < ends:
+            with contextlib.suppress(OSError, HTTPException):
+                found = scrape(server)
+                ready = value(found, "slipway_model_state", state="ready")
+                if ready == 2 and count(found)[3] == death + 1:
+                    break
+            time.sleep(0.05)
+    told = server.json("GET", "/v2/models/digits-test/stats")[1]["model_stats"][0]
+    assert told["inference_count"] == 240 and told["inference_stats"]["success"]["count"] == 120
