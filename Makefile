@@ -16,6 +16,10 @@ ARGS       ?=
 # A worker for each core, whole files to each: a file's tests share what they set up.
 PARALLEL   ?= -n auto --dist loadfile --no-loadscope-reorder
 
+ENDURANCE = tests/serving/test_malformed_rpc.py::test_damaged_messages_never_harm_the_server \
+    tests/serving/test_control.py::test_cycles_of_load_and_unload_leave_nothing_behind \
+    $(wildcard tests/endurance/test_*.py)
+
 HOME_OF_VENV := $(if $(filter /%,$(VENV)),$(VENV),$(CURDIR)/$(VENV))
 BIN   := $(VENV)/bin
 STAMP := $(VENV)/.ready
@@ -75,6 +79,16 @@ bench: $(STAMP) ## run the benchmarks, each in a process of its own
 bench-serving: $(STAMP) ## the server beside its peers: PEERS="mosec kserve" ARGS=--install
 	@$(BIN)/python benchmarks/bench_serving.py
 	@$(BIN)/python benchmarks/bench_peers.py $(PEERS) --seconds 2 --rounds 1 $(ARGS)
+
+# One file after the other: they would be in each other's way. An hour of soak: SLIPWAY_SOAK=3600.
+endure: $(STAMP) ## hold the server under fault and load, in full: an hour (FILES="..." for some)
+	@mkdir -p .build && rm -f .build/endurance.jsonl
+	@export SLIPWAY_SCALE=full SLIPWAY_FUZZ=10000 SLIPWAY_FIGURES="$(CURDIR)/.build/endurance.jsonl"; \
+	failed=; for file in $(or $(FILES),$(ENDURANCE)); do echo "== $$file"; \
+	  nice $(BIN)/python -m pytest -q -s -o timeout=7200 --cycles 300 $$file $(ARGS) || failed="$$failed $$file"; \
+	done; \
+	$(BIN)/python -m tests.endurance.figures .build/endurance.jsonl; \
+	test -z "$$failed" || { echo "Failed:$$failed"; exit 1; }
 
 fuzz-openapi: $(STAMP) ## send a server what schemathesis makes up from its OpenAPI document
 	@test -x .venv-fuzz/bin/st || { $(BIN)/python -m venv .venv-fuzz \

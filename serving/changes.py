@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from serving.errors import ModelRefused, NotFound, NotReady
+from serving.freed import release_memory
 from serving.layout import VERSION, Folders, chosen, look, passed_over, wanted
 from serving.model import Model
 from serving.repository import MAX_TOLD, Repository, Slot, State, no_version
-from serving.runtime import release_memory
 from serving.telemetry import log
 
 IDLE_SECONDS = 0.005

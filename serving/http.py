@@ -20,6 +20,7 @@ from typing import cast
 from serving.books import Books
 from serving.cells import HTTP
 from serving.config import HttpSettings
+from serving.freed import release_memory
 from serving.http_reader import Guard, Heads, Reading, RequestReader
 from serving.rest import Cancellable, Handler, Request, Response, failure
 from serving.telemetry import log
@@ -41,6 +42,12 @@ FLUSH_SECONDS = 1.0
 
 JOIN_BYTES = 64 << 10
 """Answers up to this size are sent as one piece; larger ones are not copied together."""
+
+LARGE_BYTES = 4 << 20
+"""Once a body of this size is let go, the memory that bodies took is given back to the system."""
+
+RELEASE_SECONDS = 2.0
+"""And this often at most: under steady large bodies it would only be fetched again."""
 
 CLOSE, KEEP_ALIVE = b"Connection: close\r\n", b"Connection: keep-alive\r\n"
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -150,6 +157,8 @@ class Connection(asyncio.Protocol):
         for item in self._waiting:
             if type(item) is Request:
                 held += len(item.body)
+        if self._held - held > LARGE_BYTES:
+            self._server.let_go = True
         self._server.held += held - self._held
         self._held = held
 
@@ -200,8 +209,11 @@ class Connection(asyncio.Protocol):
         if asked is None:
             return
         self._answering = self._handling = None
-        self._server.held -= len(asked.body)
-        self._held -= len(asked.body)
+        size = len(asked.body)
+        if size > LARGE_BYTES:
+            self._server.let_go = True
+        self._server.held -= size
+        self._held -= size
         reading = self._reader.state
         last = not self._waiting and (self._server.draining or reading is Reading.CLOSED)
         if last or not asked.keep_alive:
@@ -344,6 +356,8 @@ class HttpServer:
         self.date = _date()
         self.heads: Heads = {}
         self.held = 0
+        self.let_go = False
+        self._release_at = 0.0
         self._connections: set[Connection] = set()
         self._listener: asyncio.Server | None = None
         self._sock: socket.socket | None = None
@@ -418,6 +432,9 @@ class HttpServer:
         self.date = _date()
         for connection in list(self._connections):
             connection.sweep(now)
+        if self.let_go and self.held < LARGE_BYTES and now >= self._release_at:
+            self.let_go, self._release_at = False, now + RELEASE_SECONDS
+            release_memory()
         self.books.tick()
         self._sweeper = self.loop.call_later(SWEEP_SECONDS, self._sweep)
 

@@ -30,6 +30,7 @@ from serving.binding import FIRST_RUNS, BoundRunner, Port
 from serving.buckets import padded, run_padded
 from serving.config import RuntimeSettings
 from serving.errors import BackendFailure, DeadlineExceeded, ModelRefused
+from serving.freed import release_memory
 from serving.providers import CUDA, TENSORRT, Chain, Placement, Versions
 from serving.telemetry import log
 from serving.watchdog import watchdog
@@ -238,13 +239,6 @@ def cuda_advice(provider: str = CUDA) -> str:
     )
 
 
-def release_memory() -> None:
-    """Hand freed memory back to the system: glibc keeps it, several times the weights' size."""
-    trim = _trim()
-    if trim is not None:
-        trim(0)
-
-
 def machine(settings: RuntimeSettings) -> Versions:
     """What a TensorRT engine built here is tied to; only looked for where engines are kept."""
     if settings.tensorrt.cache is None:
@@ -382,15 +376,6 @@ def _placement(session: onnxruntime.InferenceSession, settings: RuntimeSettings)
 def _preload() -> None:
     """CUDA and cuDNN from where pip puts them; nothing else would find them there."""
     onnxruntime.preload_dlls()
-
-
-@cache
-def _trim() -> Any:
-    """glibc's `malloc_trim`; none where there is another C library."""
-    try:
-        return ctypes.CDLL("libc.so.6").malloc_trim
-    except (OSError, AttributeError):
-        return None
 
 
 @cache

@@ -62,6 +62,7 @@ ORDER = (
     "buckets",
     "providers",
     "watchdog",
+    "freed",
     "registry",
     "books",
     "call",

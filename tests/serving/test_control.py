@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from serving.config import load
+from tests.endurance.figures import report
 from tests.project import ROOT
 from tests.serving.bundles import (
     answers,
@@ -484,9 +485,13 @@ def test_cycles_of_load_and_unload_leave_nothing_behind(
     resident, descriptors, threads = np.array(measured).T
     steps = [(resident[j] - resident[i]) / (j - i) for j in range(cycles) for i in range(j)]
     slope = float(np.median(steps))  # of all pairs: a jump now and then is no slope
-    print(
-        f"\n{cycles} cycles: {slope:+.1f} KiB a cycle, {resident[0]} to {resident[-1]} KiB; "
-        f"descriptors {descriptors[0]} to {descriptors[-1]}, threads {threads[0]} to {threads[-1]}"
+    report(
+        "load and unload",
+        cycles=cycles,
+        kib_a_cycle=slope,
+        memory_kib=f"{resident[0]} to {resident[-1]}",
+        descriptors=f"{descriptors[0]} to {descriptors[-1]}",
+        threads=f"{threads[0]} to {threads[-1]}",
     )
     assert abs(descriptors[-1] - descriptors[0]) <= 2
     assert threads[-1] <= threads[0] + 1

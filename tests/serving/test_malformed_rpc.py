@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import random
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,6 +19,7 @@ import pytest
 from serving.codec_proto import CONTENTS, decode, parse
 from serving.errors import ServingError
 from serving.proto.inference import INFERENCE
+from tests.endurance.figures import report
 from tests.serving.bundles import TYPES, digits_rows
 from tests.serving.live import Live
 from tests.serving.rpc_client import Client, InferRequest, infer_request
@@ -360,8 +360,15 @@ def test_damaged_messages_never_harm_the_server(client: Client) -> None:
         codes[code] = codes.get(code, 0) + 1
         if number % 10 == 0:
             waits += _seconds(lambda: ask(starts[0], timeout=20), 1)
-    print(
-        f"{FUZZED} damaged messages: {codes}; a good call's median {_ms(waits)}, idle {_ms(idle)}"
+    report(
+        "fuzz: gRPC",
+        requests=FUZZED,
+        codes=codes,
+        good_wrong=0,
+        idle_p50_ms=_ms(idle, 50),
+        idle_p99_ms=_ms(idle, 99),
+        p50_ms=_ms(waits, 50),
+        p99_ms=_ms(waits, 99),
     )
     assert codes.get("INVALID_ARGUMENT", 0) > FUZZED / 4
     assert client.infer(GOOD)
@@ -380,8 +387,8 @@ def _seconds(ask: Callable[[], object], count: int) -> list[float]:
     return found
 
 
-def _ms(seconds: list[float]) -> str:
-    return f"{statistics.median(seconds) * 1000:.2f} ms"
+def _ms(seconds: list[float], percent: float) -> float:
+    return float(np.percentile(seconds, percent)) * 1000
 
 
 def test_damaged_messages_are_a_request_or_a_sentence() -> None:
