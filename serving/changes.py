@@ -69,8 +69,8 @@ class Changes:
                 raise ModelRefused(failure)
             return [slot]
 
-    async def unload(self, name: str, version: str | None = None) -> None:
-        """Let go of a model, or of one version, once what is in flight was answered.
+    async def unload(self, name: str, version: str | None = None) -> list[Slot]:
+        """Let go of a model, or of one version, once what is in flight was answered; those left.
 
         It stays away until it is loaded by name. Raises `NotFound`, and `NotReady` while starting
         or leaving.
@@ -86,6 +86,7 @@ class Changes:
             for slot in slots:
                 slot.asked = False
             await asyncio.gather(*(self._retire(slot, "unloaded by request") for slot in slots))
+            return [slot for slot in repository.of(name).values() if slot.state is State.READY]
 
     async def refresh(self) -> None:
         """Follow the folder: load what is new or changed, let go of what is gone.

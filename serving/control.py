@@ -50,10 +50,8 @@ class Control:
         """Carry out a change in this worker. A failure is an answer too: it has to travel."""
         name, version = message["model"], message["version"]
         try:
-            if message["do"] == "unload":
-                await self._changes.unload(name, version)
-                return {"name": name, "versions": []}
-            slots = await self._changes.load(name, version)
+            change = self._changes.load if message["do"] == "load" else self._changes.unload
+            slots = await change(name, version)
         except ServingError as error:
             return {"error": str(error), "kind": type(error).__name__}
         return {

@@ -291,6 +291,28 @@ def test_what_is_in_flight_is_answered(start: Start, folder: Path) -> None:
     assert "in flight" not in server.told()
 
 
+# Several workers
+
+
+def test_a_change_is_made_in_every_worker_before_it_is_answered(start: Start, folder: Path) -> None:
+    server = start(folder, "--control-port", "0", "--workers", "2")
+    first = server.json("GET", "/v2/models/digits-test")[1]["properties"]["bundle"]
+
+    def everywhere() -> set[str]:
+        return {version_that_answers(server) for _ in range(40)}  # a connection each
+
+    make_bundle(folder / "digits-test" / "2", digits_graph(seed=2))
+    assert change(server, "load")[0] == 200
+    assert everywhere() == {"2"}
+    make_bundle(folder / "digits-test" / "3", admitted=False)
+    status, told = change(server, "load")
+    assert status == 400 and "not admitted" in told["error"]
+    assert everywhere() == {"2"}
+    status, told = change(server, "unload", version="2")
+    assert told == {"name": "digits-test", "versions": [{"version": "1", "bundle": first}]}
+    assert everywhere() == {"1"}
+
+
 # Which versions
 
 
