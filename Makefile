@@ -11,6 +11,8 @@ TORCH_INDEX ?=
 EXPERIMENT ?= digits-cnn
 PORT       ?= 8000
 UI_PORT    ?= 5000
+KILLS      ?= 200
+STOPS      ?= 100
 # Passed to pytest: make test ARGS="-k bundle -x"
 ARGS       ?=
 # A worker for each core, whole files to each: a file's tests share what they set up.
@@ -37,7 +39,7 @@ export ORT_DISABLE_TELEMETRY := 1
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-fast test-cuda lint format serve ui bench conformance bench-serving bench-cuda fuzz-openapi lock clean distclean
+.PHONY: help setup run test test-fast test-cuda faults lint format serve ui bench conformance bench-serving bench-cuda fuzz-openapi lock clean distclean
 
 help: ## list the chores
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -55,6 +57,9 @@ test: $(STAMP) ## run every test
 
 test-fast: $(STAMP) ## run the tests that take no more than a moment
 	@$(BIN)/python -m pytest -m "not slow" $(PARALLEL) $(ARGS)
+
+faults: $(STAMP) ## kill workers and stop servers under load, at length: KILLS=200 STOPS=100
+	@SLIPWAY_KILLS=$(KILLS) SLIPWAY_STOPS=$(STOPS) $(BIN)/python -m pytest -s -q tests/serving/test_faults.py
 
 lint: $(STAMP) ## check style and types
 	@$(BIN)/ruff check .

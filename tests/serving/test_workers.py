@@ -19,12 +19,14 @@ from serving.host import fitting_workers, usable_cores, usable_memory
 from serving.launch import worker_count
 from tests.serving.bundles import (
     FATAL,
+    digits_graph,
     digits_rows,
     make_bundle,
     make_division_bundle,
     make_endless_bundle,
 )
 from tests.serving.live import Live, tensor
+from tests.serving.test_control import change
 
 DIGITS = "/v2/models/digits-test/infer"
 DIVISION = "/v2/models/division/infer"
@@ -285,3 +287,60 @@ def test_a_worker_that_will_not_leave_is_killed(start: Start, bundle: Path) -> N
     server.process.send_signal(signal.SIGTERM)
     assert server.process.wait(15) == 0
     assert events(server, "workers that did not leave were killed")
+
+
+# Changes
+
+
+def versions(server: Live) -> list[str]:
+    """What the workers answer with, over enough connections to have met all of them."""
+    return sorted({server.json("POST", DIGITS, BODY)[1].get("model_version") for _ in range(24)})
+
+
+def test_a_change_reaches_all_workers_and_those_that_come_later(
+    start: Start, tmp_path: Path
+) -> None:
+    make_bundle(tmp_path / "r" / "digits-test" / "1")
+    server = start(tmp_path / "r", "--workers", "2", "--control-port", "0")
+    make_bundle(tmp_path / "r" / "digits-test" / "2", digits_graph(seed=2))
+    assert versions(server) == ["1"]
+    status, told = change(server, "load")
+    assert status == 200 and [v["version"] for v in told["versions"]] == ["1", "2"]
+    assert versions(server) == ["2"]
+    assert change(server, "unload", version="2")[0] == 200
+    assert versions(server) == ["1"]
+    for n in (1, 2):  # the folder has version 2; only what was asked for keeps it away
+        os.kill(server.workers()[0], signal.SIGKILL)
+        until(lambda n=n: len(events(server, "worker is back")) == n)
+        assert versions(server) == ["1"]
+    assert change(server, "load")[0] == 200
+    assert versions(server) == ["2"]
+    os.kill(server.workers()[0], signal.SIGKILL)
+    until(lambda: len(events(server, "worker is back")) == 3)
+    assert versions(server) == ["2"]
+
+
+def test_a_load_that_one_worker_cannot_answer_is_told(start: Start, tmp_path: Path) -> None:
+    make_bundle(tmp_path / "r" / "digits-test" / "1")
+    server = start(tmp_path / "r", "--workers", "2", "--control-port", "0", "--drain", "1")
+    make_division_bundle(tmp_path / "r" / "division" / "1", fatal=True)
+    answer: list[Any] = []
+    with suppress(ConnectionError):  # the worker that was asked may be the one that dies
+        answer.append(change(server, "load", "division"))
+    assert not answer or (answer[0][0] == 503 and "the worker died" in answer[0][1]["error"])
+    until(lambda: events(server, "model quarantined"))
+    assert events(server, "model quarantined")[0]["model"].startswith("division/1@")
+    until(lambda: len(events(server, "worker is back")) >= 2)
+    for _ in range(10):
+        assert server.json("POST", DIGITS, BODY)[0] == 200
+
+
+def test_one_page_of_numbers_for_all_workers(start: Start, bundle: Path) -> None:
+    server = start(bundle, "--workers", "2")
+    for _ in range(20):
+        assert server.json("POST", DIGITS, BODY)[0] == 200
+    os.kill(server.workers()[0], signal.SIGKILL)
+    until(lambda: events(server, "worker is back"))
+    time.sleep(0.5)
+    told = server.json("GET", "/v2/models/digits-test/stats")[1]["model_stats"][0]
+    assert told["inference_stats"]["success"]["count"] == 20
