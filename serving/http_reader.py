@@ -98,7 +98,12 @@ class RequestReader:
             return []
         if self.state is Reading.IDLE:
             found, data = self._known_requests(data)
-            return found + self._parsed(data) if data else found
+            if not data:
+                return found
+            # The line break that some clients send after a body begins no request by itself.
+            if not found or data.strip(b"\r\n"):
+                self.state = Reading.HEAD
+            return found + self._parsed(data)
         return self._parsed(data)
 
     def _known_requests(self, data: bytes) -> tuple[list[Request | Response], bytes]:
@@ -122,8 +127,6 @@ class RequestReader:
         return found, data[start:] if start else data
 
     def _parsed(self, data: bytes) -> list[Request | Response]:
-        if self.state is Reading.IDLE:
-            self.state = Reading.HEAD
         if self.state is Reading.HEAD:
             self._unparsed_bytes += len(data)
         self._held = self._body_bytes if self.state is Reading.BODY else -1

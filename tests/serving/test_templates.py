@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from serving import codec_json
@@ -213,6 +213,13 @@ HEADS = st.sampled_from(
 )
 
 
+@example(
+    requests=[
+        b"POST /b HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n12345",
+        b"\r\nGET /f HTTP/1.1\r\nHost: x\r\n\r\n",
+    ],
+    cuts=[54],
+)
 @settings(max_examples=400, deadline=None)
 @given(
     requests=st.lists(HEADS, min_size=1, max_size=6), cuts=st.lists(st.integers(1, 90), max_size=8)
