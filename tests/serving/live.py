@@ -33,13 +33,14 @@ class Live:
         *options: str,
         wait: bool = True,
         python_path: str = str(ROOT),
+        program: str = "pipeline.cli",
     ) -> None:
         logs.mkdir(parents=True, exist_ok=True)
         self.out, self.err = logs / "out.log", logs / "err.log"
         command = [
             sys.executable,
             "-m",
-            "pipeline.cli",
+            program,
             "serve",
             str(path),
             "--port",
