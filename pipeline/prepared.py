@@ -1,14 +1,15 @@
 """Prepared data: what a data set hands over, how it is split, and the split on disk.
 
-A prepared folder holds one packed `safetensors` file per split and a manifest. Rows are read
-through a memory map, so training needs memory for a batch, not for the data set, and DVC handles
-four files however many rows there are.
+A prepared folder holds one packed file per split (`pipeline/packed.py`) and a manifest. Rows are
+written a slice at a time and read through a memory map, so neither preparation nor training needs
+memory for the data set, and DVC handles a few files however many rows there are.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,14 +17,16 @@ from pathlib import Path
 import numpy as np
 from pydantic import Field, ValidationError
 
+from pipeline import packed
 from pipeline.bundle.manifest import Input, canonical_json, check_labels, sha256
 from pipeline.config import ConfigError, Section
 
 SPLITS = ("train", "validation", "test")
 TARGET = "target"
 MANIFEST = "manifest.json"
-SHOWN = 10
-"""How many offending rows an error lists before it only counts them."""
+FILES = "files.json"
+SHOWN = 20
+"""How many mistakes an error lists before it only counts them."""
 
 
 class DataError(ValueError):
@@ -31,13 +34,13 @@ class DataError(ValueError):
 
 
 class Split(Section):
-    """How rows are dealt out. A test set that the data comes with is kept as it is."""
+    """How rows are dealt out. A set that the data comes with is kept as it is."""
 
     validation: float = Field(
-        0.1, gt=0, lt=1, description="share of all rows that are not given as test"
+        0.1, gt=0, lt=1, description="share of the rows not given; unused with a given set"
     )
     test: float = Field(
-        0.2, gt=0, lt=1, description="share of all rows; unused with a given test set"
+        0.2, gt=0, lt=1, description="share of the rows not given; unused with a given set"
     )
     seed: int = Field(0, ge=0, lt=1 << 32, description="deals the rows out another way")
 
@@ -69,20 +72,42 @@ class Manifest(Section):
 
 
 @dataclass(frozen=True)
+class Stream:
+    """Rows that are made one after the other, for data that need not fit into memory.
+
+    `rows()` gives `count` of them, as its input declares them without the batch axis. It may raise
+    `DataError` at the end, so that a list of everything that could not be read is one error.
+    """
+
+    count: int
+    rows: Callable[[], Iterator[np.ndarray]]
+
+    def __len__(self) -> int:
+        return self.count
+
+
+@dataclass(frozen=True)
 class RawData:
-    """A labelled data set in memory or mapped, before it is split.
+    """A labelled data set in memory, mapped or streamed, before it is split.
 
     `arrays[name]` is `[rows, ...]` in the dtype and row shape that `inputs` declare; `target` is
-    int64 `[rows]`, an index into `labels`; `given_test` is bool `[rows]` where the data set comes
-    with a test set of its own.
+    int64 `[rows]`, an index into `labels`; `given_test` and `given_validation` are bool `[rows]`
+    where the data set comes with such a set of its own; `files` names the file of each row, below
+    the data's path, where every row has one.
     """
 
     inputs: tuple[Input, ...]
-    arrays: Mapping[str, np.ndarray]
+    arrays: Mapping[str, np.ndarray | Stream]
     target: np.ndarray
     labels: tuple[str, ...]
     given_test: np.ndarray | None = None
+    given_validation: np.ndarray | None = None
+    files: tuple[str, ...] = ()
     source: Mapping[str, str] = field(default_factory=dict)
+
+    def row(self, number: int | np.intp) -> str:
+        """What a message calls a row."""
+        return self.files[number] if self.files else f"row {number}"
 
 
 @dataclass(frozen=True)
@@ -110,22 +135,26 @@ def prepare(name: str, raw: RawData, split: Split, folder: Path) -> Manifest:
     """Check and split `raw` and write it to `folder`.
 
     Raises `DataError` for labels out of range, empty classes, identical rows with different
-    labels, and a given test set that shares rows with the rest.
+    labels, and a given test or validation set that shares rows with the rest.
     """
-    _check_shapes(raw)
     _check_labels(raw)
-    identity = _row_identity(raw)
-    repeated = _check_identical_rows(raw, identity)
-    member = assign(identity, raw.target, split, raw.given_test)
-
     folder.mkdir(parents=True, exist_ok=True)
-    digests: dict[str, str] = {}
-    for code, part in enumerate(SPLITS):
-        chosen = np.flatnonzero(member == code)
-        tensors = {key: np.ascontiguousarray(array[chosen]) for key, array in raw.arrays.items()}
-        tensors[TARGET] = raw.target[chosen].astype(np.int64)
-        _check_classes(part, tensors[TARGET], raw.labels)
-        digests[part] = _write(folder / f"{part}.safetensors", tensors)
+    with tempfile.TemporaryDirectory(prefix=".rows-", dir=folder) as scratch:
+        arrays = {i.name: _mapped(i, raw.arrays[i.name], Path(scratch)) for i in raw.inputs}
+        return _deal(name, raw, arrays, split, folder)
+
+
+def _deal(
+    name: str, raw: RawData, arrays: Mapping[str, np.ndarray], split: Split, folder: Path
+) -> Manifest:
+    _check_shapes(raw, arrays)
+    identity = _row_identity(arrays)
+    repeated = _check_identical_rows(raw, identity)
+    member = assign(identity, raw.target, split, raw.given_test, raw.given_validation)
+    chosen = {part: np.flatnonzero(member == code) for code, part in enumerate(SPLITS)}
+    for part, rows in chosen.items():
+        _check_classes(part, raw.target[rows], raw.labels)
+    tensors = {**arrays, TARGET: raw.target.astype(np.int64)}
     manifest = Manifest(
         name=name,
         source=dict(raw.source),
@@ -133,21 +162,31 @@ def prepare(name: str, raw: RawData, split: Split, folder: Path) -> Manifest:
         labels=raw.labels,
         split=split,
         given_test=raw.given_test is not None,
-        rows={part: int((member == code).sum()) for code, part in enumerate(SPLITS)},
+        rows={part: len(rows) for part, rows in chosen.items()},
         rows_by_label={
-            part: tuple(np.bincount(raw.target[member == code], minlength=len(raw.labels)).tolist())
-            for code, part in enumerate(SPLITS)
+            part: tuple(np.bincount(raw.target[rows], minlength=len(raw.labels)).tolist())
+            for part, rows in chosen.items()
         },
         identical_rows=repeated,
-        statistics={i.name: _statistics(raw.arrays[i.name], member == 0) for i in raw.inputs},
-        sha256=digests,
+        statistics={i.name: _statistics(arrays[i.name], chosen["train"]) for i in raw.inputs},
+        sha256={
+            part: packed.write(folder / f"{part}.safetensors", tensors, rows)
+            for part, rows in chosen.items()
+        },
     )
+    if raw.files:
+        named = {part: [raw.files[row] for row in rows] for part, rows in chosen.items()}
+        (folder / FILES).write_bytes(canonical_json(named))
     (folder / MANIFEST).write_bytes(canonical_json(manifest.model_dump(mode="json")))
     return manifest
 
 
 def assign(
-    identity: np.ndarray, target: np.ndarray, split: Split, given_test: np.ndarray | None
+    identity: np.ndarray,
+    target: np.ndarray,
+    split: Split,
+    given_test: np.ndarray | None,
+    given_validation: np.ndarray | None = None,
 ) -> np.ndarray:
     """The split of each row as int8 `[rows]`, an index into `SPLITS`.
 
@@ -156,9 +195,11 @@ def assign(
     rows, having one hash, always land together.
     """
     member = np.zeros(len(target), np.int8)
-    if given_test is not None:
-        member[given_test] = SPLITS.index("test")
-    shares = {"validation": split.validation, "test": 0.0 if given_test is not None else split.test}
+    shares = {"validation": split.validation, "test": split.test}
+    for part, given in (("validation", given_validation), ("test", given_test)):
+        if given is not None:
+            member[given] = SPLITS.index(part)
+            del shares[part]
     if sum(shares.values()) >= 1:
         raise ConfigError(
             f"data.split: validation and test take {sum(shares.values())}, nothing is left to train"
@@ -197,34 +238,77 @@ def digest(manifest: Manifest) -> str:
 
 
 def read(folder: Path, part: str) -> Rows:
-    """One split ('train', 'validation', 'test'), memory-mapped."""
-    tensors = _map(Path(folder) / f"{part}.safetensors")
+    """One split ('train', 'validation', 'test'), memory-mapped. Raises `DataError`."""
+    try:
+        tensors = packed.read(Path(folder) / f"{part}.safetensors")
+    except packed.PackedError as error:
+        raise DataError(f"{error}; run `dvc repro`") from error
     target = tensors.pop(TARGET)
     return Rows(tensors, target)
 
 
-def _check_shapes(raw: RawData) -> None:
+def read_files(folder: Path, part: str) -> list[str] | None:
+    """The file of each row of a split, below the data's path; None where rows have no files."""
+    path = Path(folder) / FILES
+    if not path.is_file():
+        return None
+    files: list[str] = json.loads(path.read_bytes())[part]
+    return files
+
+
+def listed(mistakes: list[str], what: str) -> DataError:
+    """One error for many: the first `SHOWN` on a line each, the rest counted."""
+    lines = [f"{what}: {len(mistakes)}", *(f"  {mistake}" for mistake in mistakes[:SHOWN])]
+    if len(mistakes) > SHOWN:
+        lines.append(f"  ... and {len(mistakes) - SHOWN} more")
+    return DataError("\n".join(lines))
+
+
+def _mapped(declared: Input, array: np.ndarray | Stream, scratch: Path) -> np.ndarray:
+    """The rows as one array; a stream's are written to a file as they come, and mapped."""
+    if not isinstance(array, Stream):
+        return array
+    shape, path = tuple(int(n) for n in declared.shape[1:]), scratch / declared.name
+    count = 0
+    with open(path, "wb") as file:
+        for row in array.rows():
+            if row.dtype.name != declared.dtype or row.shape != shape:
+                raise DataError(
+                    f"input {declared.name!r}: declared {declared.dtype} {list(shape)}, "
+                    f"row {count} is {row.dtype.name} {list(row.shape)}"
+                )
+            file.write(np.ascontiguousarray(row).data)
+            count += 1
+    if count != array.count:
+        raise DataError(f"input {declared.name!r}: {array.count} rows announced, {count} came")
+    if not count:
+        return np.empty((0, *shape), declared.dtype)
+    return np.memmap(path, declared.dtype, "r", 0, (count, *shape))
+
+
+def _check_shapes(raw: RawData, arrays: Mapping[str, np.ndarray]) -> None:
     for declared in raw.inputs:
-        array = raw.arrays[declared.name]
+        array = arrays[declared.name]
         if array.dtype.name != declared.dtype or array.shape[1:] != tuple(declared.shape[1:]):
             raise DataError(
                 f"input {declared.name!r}: declared {declared.dtype} {list(declared.shape)}, "
                 f"loaded {array.dtype.name} {list(array.shape)}"
             )
-        if len(array) != len(raw.target):
-            raise DataError(f"{len(array)} rows of {declared.name!r} but {len(raw.target)} labels")
-    if not len(raw.target):
-        raise DataError("the data set has no rows")
 
 
 def _check_labels(raw: RawData) -> None:
+    for declared in raw.inputs:
+        if (count := len(raw.arrays[declared.name])) != len(raw.target):
+            raise DataError(f"{count} rows of {declared.name!r} but {len(raw.target)} labels")
+    if not len(raw.target):
+        raise DataError("the data set has no rows")
     try:
         check_labels(raw.labels)
     except ValueError as error:
         raise DataError(str(error)) from None
     bad = np.flatnonzero((raw.target < 0) | (raw.target >= len(raw.labels)))
     if len(bad):
-        shown = ", ".join(f"row {row} has {raw.target[row]}" for row in bad[:SHOWN])
+        shown = ", ".join(f"{raw.row(row)} has {raw.target[row]}" for row in bad[:SHOWN])
         raise DataError(
             f"{len(bad)} labels out of range, expected 0 to {len(raw.labels) - 1} "
             f"({len(raw.labels)} names are declared): {shown}"
@@ -242,14 +326,15 @@ def _check_classes(part: str, target: np.ndarray, labels: tuple[str, ...]) -> No
         )
 
 
-def _row_identity(raw: RawData) -> np.ndarray:
+def _row_identity(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
     """16 bytes per row that equal rows share, as uint8 `[rows, 16]`."""
-    names = sorted(raw.arrays)
-    identity = np.empty((len(raw.target), 16), np.uint8)
-    for row in range(len(raw.target)):
+    names = sorted(arrays)
+    rows = len(arrays[names[0]])
+    identity = np.empty((rows, 16), np.uint8)
+    for row in range(rows):
         content = hashlib.blake2b(digest_size=16)
         for name in names:
-            content.update(np.ascontiguousarray(raw.arrays[name][row]).data)
+            content.update(np.ascontiguousarray(arrays[name][row]).data)
         identity[row] = np.frombuffer(content.digest(), np.uint8)
     return identity
 
@@ -261,97 +346,55 @@ def _check_identical_rows(raw: RawData, identity: np.ndarray) -> int:
     same = group[order][1:] == group[order][:-1]
     first, second = order[:-1][same], order[1:][same]
     _refuse(
-        first,
-        second,
+        raw,
+        (first, second),
         raw.target[first] != raw.target[second],
         "identical rows have different labels; correct or remove them",
         lambda row: raw.labels[raw.target[row]],
     )
-    if raw.given_test is not None:
-        given = raw.given_test
-        _refuse(
-            first,
-            second,
-            given[first] != given[second],
-            "rows of the given test set are also training rows, so the test would flatter; "
-            "remove them from one of the two",
-            lambda row: "test" if given[row] else "train",
-        )
+    given = np.zeros(len(raw.target), np.int8)
+    for part, rows in (("validation", raw.given_validation), ("test", raw.given_test)):
+        if rows is not None:
+            given[rows] = SPLITS.index(part)
+    _refuse(
+        raw,
+        (first, second),
+        given[first] != given[second],
+        "rows of a given set are also in another, so its figures would flatter; "
+        "remove them from one of the two",
+        lambda row: SPLITS[given[row]],
+    )
     return len(first)
 
 
 def _refuse(
-    first: np.ndarray,
-    second: np.ndarray,
+    raw: RawData,
+    pairs: tuple[np.ndarray, np.ndarray],
     wrong: np.ndarray,
     what: str,
     describe: Callable[[np.intp], str],
 ) -> None:
-    pairs = list(zip(first[wrong], second[wrong], strict=True))
-    if pairs:
-        shown = "; ".join(
-            f"row {a} ({describe(a)}) and row {b} ({describe(b)})" for a, b in pairs[:SHOWN]
+    if wrong.any():
+        raise listed(
+            [
+                f"{raw.row(a)} ({describe(a)}) and {raw.row(b)} ({describe(b)})"
+                for a, b in sorted(zip(pairs[0][wrong], pairs[1][wrong], strict=True))
+            ],
+            what,
         )
-        raise DataError(f"{what}: {len(pairs)} pairs: {shown}")
 
 
-def _statistics(array: np.ndarray, train: np.ndarray) -> tuple[Channel, ...]:
-    """Mean and deviation by last axis over the training rows, a slice of rows at a time."""
-    total = square = None
+def _statistics(array: np.ndarray, rows: np.ndarray) -> tuple[Channel, ...]:
+    """Mean and deviation by last axis over these rows, a slice of them at a time."""
+    total = square = np.zeros(array.shape[-1])
     count = 0
-    rows = np.flatnonzero(train)
-    for start in range(0, len(rows), 1024):
-        part = array[rows[start : start + 1024]].astype(np.float64)
-        part = part.reshape(-1, part.shape[-1])
-        total = part.sum(0) if total is None else total + part.sum(0)
-        square = (part**2).sum(0) if square is None else square + (part**2).sum(0)
+    for some in packed.slices(rows, 8 * int(np.prod(array.shape[1:]))):
+        part = array[some].astype(np.float64).reshape(-1, array.shape[-1])
+        total, square = total + part.sum(0), square + (part**2).sum(0)
         count += len(part)
-    assert total is not None and square is not None
     mean = total / count
     std = np.sqrt(np.maximum(square / count - mean**2, 0))
     return tuple(
         Channel(mean=float(f"{m:.9g}"), std=float(f"{s:.9g}"))
         for m, s in zip(mean, std, strict=True)
     )
-
-
-def _write(path: Path, tensors: dict[str, np.ndarray]) -> str:
-    from safetensors.numpy import save_file
-
-    save_file(tensors, path)
-    content = hashlib.sha256()
-    for name in sorted(tensors):
-        content.update(name.encode() + b"\0" + tensors[name].data)
-    return content.hexdigest()
-
-
-def _map(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of a safetensors file as read-only memory maps.
-
-    The library's own numpy reader copies whole tensors; the format is an 8-byte length, a JSON
-    header and the data, so mapping it takes a few lines.
-    """
-    types = {"U8": "u1", "I16": "<i2", "I64": "<i8", "F32": "<f4", "BOOL": "?"}
-    if not path.is_file():
-        raise DataError(f"{path}: no prepared data; run `dvc repro`")
-    size = path.stat().st_size
-    try:
-        with open(path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(min(length, size)))
-        end = max(entry["data_offsets"][1] for name, entry in header.items() if name[:2] != "__")
-        if 8 + length + end != size:
-            raise ValueError(f"{size} bytes, expected {8 + length + end}")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: damaged ({error}); run `dvc repro`") from error
-    return {
-        name: np.memmap(
-            path,
-            types[entry["dtype"]],
-            "r",
-            8 + length + entry["data_offsets"][0],
-            tuple(entry["shape"]),
-        )
-        for name, entry in header.items()
-        if name != "__metadata__"
-    }
