@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from pipeline.config import ConfigError
-from pipeline.models import cnn, mlp
+from pipeline.models import cnn, mlp, resnet
 
 
 def count(module: nn.Module, kind: type[nn.Module]) -> int:
@@ -46,3 +46,37 @@ def test_a_cnn_too_deep_for_its_pictures_is_refused():
 def test_a_cnn_reads_pictures_only():
     with pytest.raises(ConfigError, match=r"cnn reads pictures .* got \[40\]"):
         cnn.build(cnn.Config(name="cnn"), (40,), 10)
+
+
+def test_a_resnet_has_the_blocks_asked_for():
+    config = resnet.Config(name="resnet", depth=3, blocks=2, width=4, dropout=0.1)
+    body = resnet.build(config, (3, 13, 8), 5)
+    convolutions = [m for m in body.modules() if isinstance(m, nn.Conv2d)]
+    # A stem, 3 stages of 2 blocks of 2, and a projection where a stage widens.
+    assert len(convolutions) == 1 + 12 + 2
+    assert [m.kernel_size for m in convolutions].count((1, 1)) == 2
+    assert body[-1].in_features == 16 and count(body, nn.Dropout) == 1
+    maps: list[tuple[int, ...]] = []
+    for block in body[1:7]:
+        block.register_forward_hook(lambda module, given, made: maps.append(tuple(made.shape[1:])))
+    assert body(torch.randn(2, 3, 13, 8)).shape == (2, 5)
+    assert maps == [(4, 13, 8)] * 2 + [(8, 7, 4)] * 2 + [(16, 4, 2)] * 2
+
+
+@pytest.mark.parametrize(("stem", "size"), [("small", (32, 32)), ("large", (8, 8))])
+def test_a_resnets_stem_keeps_or_quarters_the_size(stem, size):
+    body = resnet.build(resnet.Config(name="resnet", width=4, depth=1, stem=stem), (3, 32, 32), 5)
+    assert tuple(body[0](torch.randn(2, 3, 32, 32)).shape[2:]) == size
+
+
+@pytest.mark.parametrize("zero_scale", [True, False])
+def test_a_resnets_blocks_begin_as_nothing_added(zero_scale):
+    config = resnet.Config(name="resnet", width=4, depth=1, blocks=1, zero_scale=zero_scale)
+    stem, block = resnet.build(config, (3, 8, 8), 5).eval()[:2]
+    seen = stem(torch.randn(2, 3, 8, 8))
+    assert torch.equal(block(seen), seen) is zero_scale
+
+
+def test_a_resnet_reads_pictures_only():
+    with pytest.raises(ConfigError, match=r"resnet reads pictures .* got \[40\]"):
+        resnet.build(resnet.Config(name="resnet"), (40,), 10)
