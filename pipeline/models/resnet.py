@@ -90,7 +90,7 @@ def _block(config: Config, channels: int, wider: int, stride: int) -> nn.Module:
             super().__init__()
             last = _convolution(wider, wider)
             if config.zero_scale:
-                nn.init.zeros_(last[1].weight)
+                nn.init.zeros_(last.get_parameter("1.weight"))
             self.correction = nn.Sequential(
                 _convolution(channels, wider, stride=stride), activation(config.activation), last
             )
