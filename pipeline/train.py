@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import Field
 
 from pipeline import optimise
-from pipeline.augment import Affine, affine
+from pipeline.augment import Augment, augmented, mixup
 from pipeline.config import ConfigError, Section
 from pipeline.prepared import Rows
 
@@ -61,7 +61,7 @@ class Config(Section):
     clip_norm: float = Field(
         0.0, ge=0, description="largest norm of the whole gradient; 0: no clipping"
     )
-    augment: Affine = Affine()
+    augment: Augment = Augment()
     early_stopping: EarlyStopping = EarlyStopping()
 
 
@@ -141,7 +141,7 @@ def fit(
         progress.epoch += 1
         network.train()
         losses = torch.zeros((), device=device)
-        for number, (inputs, target) in enumerate(_shuffled(train, config, progress.epoch)):
+        for number, (inputs, taught) in enumerate(_shuffled(train, config, progress.epoch)):
             step = (progress.epoch - 1) * steps_per_epoch + number
             share = optimise.factor(
                 config.schedule, step, config.epochs * steps_per_epoch, steps_per_epoch
@@ -149,7 +149,10 @@ def fit(
             for group in optimiser.param_groups:
                 group["lr"] = config.lr * share
             raw = [tensor.to(device) for tensor in inputs]
-            value = loss(network(*raw), target.to(device))
+            answer = network(*raw)
+            value = torch.zeros((), device=device)
+            for part, target in taught:
+                value = value + part * loss(answer, target.to(device))
             losses += value.detach()
             optimiser.zero_grad(set_to_none=True)
             (value + optimise.penalty(config.penalty, network)).backward()
@@ -204,8 +207,11 @@ def _step(optimiser: torch.optim.Optimizer, epoch: int, lr: float) -> None:
 
 def _shuffled(
     train: Rows, config: Config, epoch: int
-) -> Iterator[tuple[list[torch.Tensor], torch.Tensor]]:
-    """One epoch's batches in an order that follows from seed and epoch alone."""
+) -> Iterator[tuple[list[torch.Tensor], list[tuple[float, torch.Tensor]]]]:
+    """One epoch's batches in an order that follows from seed and epoch alone.
+
+    The inputs, and what they teach: targets, each with the share of the loss that it counts for.
+    """
     import torch
 
     order = np.random.default_rng((config.seed, epoch)).permutation(len(train))
@@ -213,9 +219,12 @@ def _shuffled(
         # Sorted, a batch is read from the map front to back; its order means nothing to the step.
         chosen = np.sort(order[start : start + config.batch_size])
         inputs = [torch.from_numpy(array) for array in train.take(chosen).values()]
-        if config.augment.active:
-            inputs = [affine(tensor, config.augment) for tensor in inputs]
-        yield inputs, torch.from_numpy(np.array(train.target[chosen]))
+        inputs = [augmented(tensor, config.augment) for tensor in inputs]
+        target = torch.from_numpy(np.array(train.target[chosen]))
+        if config.augment.mixup:
+            yield mixup(inputs, target, config.augment.mixup)
+        else:
+            yield inputs, [(1.0, target)]
 
 
 def _line(epoch: int, lr: float, loss: float) -> dict[str, float]:

@@ -5,7 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipeline.augment import Affine, affine
+from pipeline.augment import (
+    Affine,
+    Augment,
+    affine,
+    augmented,
+    colour,
+    crop,
+    erase,
+    flip,
+    mixup,
+)
 
 SIZE = 15
 
@@ -85,3 +95,133 @@ def test_the_seed_decides(same):
     config = Affine(rotate=10, scale=0.1, shear=0.1, shift=1)
     one, other = moved(config, dot()), moved(config, dot(), seed=0 if same else 1)
     assert torch.equal(one, other) is same
+
+
+def noise(rows: int = 200, channels: int = 3) -> torch.Tensor:
+    torch.manual_seed(99)
+    return torch.randint(0, 256, (rows, SIZE, SIZE, channels), dtype=torch.uint8)
+
+
+def test_a_crop_moves_by_whole_pixels():
+    torch.manual_seed(0)
+    image = crop(dot(), 2)
+    assert image.shape == dot().shape and image.dtype == torch.uint8
+    offsets = centres(image) - 7
+    assert torch.equal(offsets, offsets.round())
+    assert len(offsets.unique(dim=0)) == 25 and offsets.abs().max() == 2
+    assert (image.amax((1, 2, 3)) == 250).all()
+    white = crop(torch.full((100, 4, 6, 3), 255, dtype=torch.uint8), 1)
+    assert set(white.unique().tolist()) == {0, 255}
+
+
+def test_a_flip_exchanges_left_and_right_in_half_of_the_pictures():
+    torch.manual_seed(0)
+    image = noise()
+    flipped = flip(image)
+    turned = (flipped == image.flip(2)).all((1, 2, 3))
+    kept = (flipped == image).all((1, 2, 3))
+    assert (turned ^ kept).all() and 70 < turned.sum() < 130
+
+
+def test_brightness_multiplies():
+    torch.manual_seed(0)
+    image = colour(torch.full((200, 3, 3, 1), 100, dtype=torch.uint8), 0.3, 0, 0)
+    assert image.min() >= 70 and image.max() <= 130
+    assert image.min() < 75 and image.max() > 125
+    assert (image == image[:, :1, :1]).all()
+    bright = colour(torch.full((200, 3, 3, 1), 250, dtype=torch.uint8), 0.3, 0, 0)
+    assert bright.max() == 255  # cut off, not wrapped round
+
+
+def test_contrast_spreads_about_the_mean():
+    torch.manual_seed(0)
+    half = torch.zeros((200, 2, 2, 1), dtype=torch.uint8)
+    half[:, 0], half[:, 1] = 80, 120
+    image = colour(half, 0, 0.5, 0).float()
+    assert (image.mean((1, 2, 3)) - 100).abs().max() <= 0.5
+    spread = (image[:, 1] - image[:, 0]).flatten()
+    assert 19 <= spread.min() < 23 and 57 < spread.max() <= 61
+
+
+def test_saturation_moves_colours_about_their_grey_and_leaves_grey_alone():
+    torch.manual_seed(0)
+    coloured = torch.tensor([200, 100, 50], dtype=torch.uint8).expand(200, 2, 2, 3)
+    image = colour(coloured, 0, 0, 0.5).float()
+    weights = torch.tensor([0.299, 0.587, 0.114])
+    assert ((image * weights).sum(-1) - (coloured * weights).sum(-1)).abs().max() < 1
+    gap = image[..., 0] - image[..., 2]
+    assert gap.min() < 85 and gap.max() > 215
+    grey = torch.full((9, 2, 2, 3), 77, dtype=torch.uint8)
+    assert torch.equal(colour(grey, 0, 0, 0.9), grey)
+    assert torch.equal(colour(grey[..., :1], 0, 0, 0.9), grey[..., :1])
+
+
+def test_an_erased_rectangle_holds_the_mean_and_is_no_larger_than_asked():
+    torch.manual_seed(0)
+    image = noise()
+    erased = erase(image, 0.4)
+    changed = (erased != image).any(-1)
+    mean = image.float().mean((1, 2)).round().to(torch.uint8)
+    told = erased[changed]
+    assert torch.equal(told, mean[:, None, None].expand_as(erased)[changed])
+    share = changed.float().mean((1, 2))
+    assert 60 < (share > 0).sum() < 130
+    assert 0.3 < share.max() < 0.5  # whole pixels: a little more than asked
+    for picture in changed[share > 0]:
+        rows, columns = picture.any(1).nonzero(), picture.any(0).nonzero()
+        area = (rows.max() - rows.min() + 1) * (columns.max() - columns.min() + 1)
+        assert picture.sum() >= area - 3  # filled (a pixel may have been the mean before)
+
+
+def test_mixup_mixes_pictures_and_their_targets_by_one_share():
+    torch.manual_seed(0)
+    image, target = noise(16), torch.arange(16)
+    (mixed,), taught = mixup([image], target, 0.8)
+    (share, one), (rest, other) = taught
+    assert share + rest == pytest.approx(1) and 0 < share < 1
+    assert torch.equal(one, target) and sorted(other.tolist()) == target.tolist()
+    expected = share * image.float() + rest * image[other].float()
+    assert mixed.dtype == torch.uint8 and (mixed.float() - expected).abs().max() <= 0.5
+
+
+EVERY = {
+    "crop": 2,
+    "flip": True,
+    "brightness": 0.2,
+    "contrast": 0.2,
+    "saturation": 0.2,
+    "erase": 0.3,
+    "rotate": 20,
+}
+
+
+@pytest.mark.parametrize("settings", [EVERY, *({name: value} for name, value in EVERY.items())])
+def test_each_change_happens_when_asked_for_and_the_seed_decides(settings):
+    image = noise(32)
+    made = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        made.append(augmented(image, Augment(**settings)))
+    assert torch.equal(made[0], made[1])
+    assert not torch.equal(made[0], made[2]) and not torch.equal(made[0], image)
+    assert torch.equal(image, noise(32))  # what was handed in is left alone
+
+
+def test_what_is_not_asked_for_draws_nothing():
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    image = noise(4)
+    torch.set_rng_state(before)
+    assert torch.equal(augmented(image, Augment()), image)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_mixup_reaches_the_training_and_repeats(digits, tmp_path):
+    from tests.pipeline.experiments import train
+
+    settings = {"train.epochs": 1, "train.augment": {"mixup": 0.4, "flip": True}}
+    weights = [
+        train(digits, tmp_path / name, chosen).weights
+        for name, chosen in (("one", settings), ("two", settings), ("plain", {"train.epochs": 1}))
+    ]
+    assert weights[0] == weights[1] != weights[2]
