@@ -90,7 +90,7 @@ endure: $(STAMP) ## hold the server under fault and load, in full: an hour (FILE
 	@mkdir -p .build && rm -f .build/endurance.jsonl
 	@export SLIPWAY_SCALE=full SLIPWAY_FUZZ=10000 SLIPWAY_FIGURES="$(CURDIR)/.build/endurance.jsonl"; \
 	failed=; for file in $(or $(FILES),$(ENDURANCE)); do echo "== $$file"; \
-	  nice $(BIN)/python -m pytest -q -s -o timeout=7200 --cycles 300 $$file $(ARGS) || failed="$$failed $$file"; \
+	  $(BIN)/python -m pytest -q -s -o timeout=7200 --cycles 300 $$file $(ARGS) || failed="$$failed $$file"; \
 	done; \
 	$(BIN)/python -m tests.endurance.figures .build/endurance.jsonl; \
 	test -z "$$failed" || { echo "Failed:$$failed"; exit 1; }

@@ -393,8 +393,9 @@ class HttpServer:
         """Stop accepting, let what is in flight finish, then close. False if time ran out."""
         self.draining = True
         if self._listener and self._sock:
-            await self._accept_the_rest(self._sock)
-            self._listener.close()
+            waiting = self._waiting_at_the_door(self._sock)
+            self._listener.close()  # nothing in between: who came then would be cut off
+            await self._let_in(waiting)
         end = self.loop.time() + seconds
         self.grace_end = self.loop.time() + min(GRACE_SECONDS, seconds / 2)
         while self._connections and self.loop.time() < end:
@@ -408,12 +409,15 @@ class HttpServer:
         self.books.close(FLUSH_SECONDS)
         return clean
 
-    async def _accept_the_rest(self, sock: socket.socket) -> None:
+    def _waiting_at_the_door(self, sock: socket.socket) -> list[socket.socket]:
         """Take in who waits at the closing door: the kernel would cut them off mid-request."""
         waiting = []
         with suppress(OSError):  # nobody is left
             for _ in range(self.settings.backlog):
                 waiting.append(sock.accept()[0])
+        return waiting
+
+    async def _let_in(self, waiting: list[socket.socket]) -> None:
         for accepted in waiting:
             accepted.setblocking(False)
             with suppress(OSError):

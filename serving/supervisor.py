@@ -457,10 +457,10 @@ class Supervisor:
         patience = settings.notice_seconds + settings.drain_seconds + LEAVE_SECONDS
         self._leave_by = time.monotonic() + patience
         for worker in self._workers:
-            if worker.line:
-                worker.line.send({"kind": "leave"})
             for sock in worker.sockets.values():
                 sock.close()  # or clients would queue here when the worker has closed its own
+            if worker.line:
+                worker.line.send({"kind": "leave"})
 
     def _kill_all(self) -> None:
         for worker in self._workers:

@@ -8,6 +8,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,22 @@ async def exchange(port: int, request: bytes) -> bytes:
     return answer
 
 
+def exchanged(sock: socket.socket, request: bytes) -> bytes:
+    """Everything the server says; it is told that no more comes. Raises `TimeoutError`."""
+    answer = b""
+    try:
+        sock.sendall(request)
+        sock.shutdown(socket.SHUT_WR)
+    except TimeoutError:
+        raise
+    except OSError:  # it has refused and closed already
+        pass
+    with suppress(ConnectionError):
+        while part := sock.recv(1 << 16):
+            answer += part
+    return answer
+
+
 def test_damaged_bytes(start: Start, models: Path, known: Callable[[Live], Known]) -> None:
     server = start(models, settings=IMPATIENT.replace("idle_seconds = 0.5", "idle_seconds = 0.3"))
     good = known(server)
@@ -127,14 +144,7 @@ def test_grammatical_requests(start: Start, models: Path, known: Callable[[Live]
         sent["requests"] += 1
         began = time.monotonic()
         with socket.create_connection(("127.0.0.1", server.port), timeout=DEADLINE) as sock:
-            answer = b""
-            try:
-                sock.sendall(request)
-                sock.shutdown(socket.SHUT_WR)
-                while part := sock.recv(1 << 16):
-                    answer += part
-            except ConnectionError:
-                pass
+            answer = exchanged(sock, request)
         assert time.monotonic() - began < DEADLINE
         judged(request, answer, statuses)
 
