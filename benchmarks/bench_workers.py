@@ -21,7 +21,7 @@ import numpy as np
 
 from pipeline.bundle.manifest import Bundle, read
 
-READY = re.compile(r"^ready: .* on (http://[^ ]+)", re.M)
+READY = re.compile(r"^ready: .* on (http://\S+)", re.M)
 LUA = """
 local file = assert(io.open("%s", "rb"))
 wrk.method, wrk.body = "POST", file:read("*a")

@@ -374,7 +374,7 @@ def test_a_missing_package_found_late_names_the_extra(bundle: Path, tmp_path: Pa
     """`serve` imports what is heavy only when it runs."""
     (tmp_path / "uvloop.py").write_text("raise ModuleNotFoundError('no', name='uvloop')")
     result = subprocess.run(
-        [sys.executable, "-m", "pipeline.cli", "serve", str(bundle)],
+        [sys.executable, "-m", "pipeline.cli", "serve", str(bundle), "--port", "0", "--no-grpc"],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
