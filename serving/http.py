@@ -22,6 +22,7 @@ from serving.cells import HTTP
 from serving.config import HttpSettings
 from serving.freed import release_memory
 from serving.http_reader import Guard, Heads, Reading, RequestReader
+from serving.listening import admit_again, admit_no_more
 from serving.rest import Cancellable, Handler, Request, Response, failure
 from serving.telemetry import log
 from serving.tls import Certificates
@@ -39,6 +40,9 @@ FAREWELL_SECONDS = 0.5
 
 FLUSH_SECONDS = 1.0
 """How long, at the end, the reader of the log may take to read its last lines."""
+
+HANDSHAKE_SECONDS = 0.1
+"""How long a closing door waits for who has knocked already: a round trip."""
 
 JOIN_BYTES = 64 << 10
 """Answers up to this size are sent as one piece; larger ones are not copied together."""
@@ -367,6 +371,7 @@ class HttpServer:
     async def start(self, sock: socket.socket, tls: Certificates | None = None) -> None:
         """Accept connections on a bound socket, over TLS where there are certificates."""
         self._sock, self._tls = sock, tls
+        admit_again(sock)
         self._listener = await self.loop.create_server(
             lambda: Connection(self),
             sock=sock,
@@ -393,6 +398,8 @@ class HttpServer:
         """Stop accepting, let what is in flight finish, then close. False if time ran out."""
         self.draining = True
         if self._listener and self._sock:
+            if seconds and admit_no_more(self._sock):
+                await asyncio.sleep(min(HANDSHAKE_SECONDS, seconds / 4))
             waiting = self._waiting_at_the_door(self._sock)
             self._listener.close()  # nothing in between: who came then would be cut off
             await self._let_in(waiting)

@@ -6,8 +6,21 @@ for its successor instead of being reset.
 
 from __future__ import annotations
 
+import ctypes
 import socket
+import struct
+import sys
+from contextlib import suppress
 from typing import Any
+
+SO_ATTACH_FILTER, SO_DETACH_FILTER = 26, 27
+NO_SYN = (
+    (0x30, 0, 0, 13),  # load the byte of TCP's flags
+    (0x45, 0, 1, 0x02),  # is SYN among them?
+    (0x06, 0, 0, 0),  # then drop the packet
+    (0x06, 0, 0, 0xFFFFFFFF),  # else let it in, whole
+)
+"""A classic packet filter: (operation, jump if true, jump if false, operand)."""
 
 TRIES = 5
 """A free port can be taken by another process before all workers have it."""
@@ -37,6 +50,30 @@ def reserved(host: str, port: int, count: int, option: str) -> list[socket.socke
     Raises `StartError`.
     """
     return _sockets(host, port, count, option, shared=True)
+
+
+def admit_no_more(sock: socket.socket) -> bool:
+    """Have a listening socket finish the handshakes it began and take no others; false: it cannot.
+
+    Whoever is in its queue when it closes is reset in the middle of a request, and new ones come
+    for as long as it listens. With this the queue can be emptied. Who comes now tries again after
+    a second, and meets another server or a clear refusal.
+    """
+    if sys.platform != "linux":
+        return False
+    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in NO_SYN))
+    program = struct.pack("HL", len(NO_SYN), ctypes.addressof(code))
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
+    except OSError:  # a kernel without packet filters
+        return False
+    return True
+
+
+def admit_again(sock: socket.socket) -> None:
+    """Undo that: the socket of a worker that left by itself is its successor's."""
+    with suppress(OSError):  # nothing to undo
+        sock.setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)
 
 
 def url(sock: socket.socket, scheme: str = "http") -> str:

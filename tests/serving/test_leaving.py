@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sys
+
+import pytest
 
 from serving.access_log import AccessLog
 from serving.books import Books
 from serving.config import HttpSettings
 from serving.http import HttpServer
+from serving.listening import admit_again, admit_no_more
 from serving.metrics import Metrics
 from serving.rest import Reply, Request, Response
 
@@ -108,3 +112,25 @@ def test_all_bodies_together_are_bounded() -> None:
     assert len(refused) == 2 and all(b"held_bytes" in a and b"Retry-After" in a for a in refused)
     assert sum(b" 200 OK" in answer for answer in answers) == 4
     assert held <= 250_000 and left == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="packet filters are Linux's")
+def test_a_closing_door_lets_nobody_new_in_and_can_be_opened_again() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        before = socket.create_connection(door.getsockname(), 1)
+        assert admit_no_more(door)
+        with pytest.raises(TimeoutError):
+            socket.create_connection(door.getsockname(), 0.3)
+        before.sendall(b"still here")
+        accepted, _ = door.accept()
+        assert accepted.recv(100) == b"still here"
+        admit_again(door)
+        socket.create_connection(door.getsockname(), 3).close()
+        accepted.close()
+        before.close()
+
+
+def test_an_ordinary_socket_is_left_alone() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        admit_again(door)
+        socket.create_connection(door.getsockname(), 1).close()
