@@ -307,11 +307,14 @@ class Batcher:
 
     def _ordered(self, waiting: list[Entry]) -> list[Entry]:
         """Higher priority first, those of one as they came; what is too late is told so."""
-        now = asyncio.get_running_loop().time()
+        loop = asyncio.get_running_loop()
+        now = loop.time()
         for entry in waiting:
             if entry.deadline < now:
-                self._expire(entry)
-        kept = [entry for entry in waiting if not entry.cancelled]
+                # Not from within: whoever is told may queue the next request at once.
+                entry.stop_timer()
+                loop.call_soon(self._expire, entry)
+        kept = [entry for entry in waiting if entry.deadline >= now]
         return sorted(kept, key=lambda entry: entry.priority)
 
     def _finished(

@@ -309,7 +309,10 @@ class RequestReader:
         length = len(request.body)
         if length != int(headers.get("content-length", "0")) or request.method == "CONNECT":
             return
-        # Had the parser taken a bare line feed, or one return, for the end, it was not where we saw it.
+        # Line breaks before a request are skipped by the parser: these bytes were not the head then.
+        # Nor were they had it taken a bare line feed, or one return, for the end.
+        if not head.startswith(request.method.encode("latin-1") + b" "):
+            return
         lines = head.count(b"\r\n")
         if head.count(b"\n") != lines or head.count(b"\r") != lines:
             return

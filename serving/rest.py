@@ -286,6 +286,11 @@ class Rest:
     async def _change(self, request: Request, change: str, name: str) -> Response:
         if self._control is None:
             raise errors.Forbidden(CLOSED)
+        if "origin" in request.headers:
+            # Any page an operator's browser shows could send this, to a door that trusts its place.
+            raise errors.Forbidden(
+                "Origin: models are not loaded or unloaded by pages of a browser"
+            )
         asked = self._fields(request)
         done = self._control.load if change == "load" else self._control.unload
         return _json(await done(name, asked))

@@ -173,5 +173,8 @@ def told(value: Any) -> str:
         items = value if isinstance(value, list) else value.values()
         if len(value) > MAX_TOLD or any(isinstance(item, (list, dict)) for item in items):
             return kind_of(value)
-    text = orjson.dumps(value).decode()
+    try:
+        text = orjson.dumps(value).decode()
+    except TypeError:  # a whole number beyond 64 bits
+        text = str(value)
     return text if len(text) <= MAX_TOLD else text[:MAX_TOLD] + "..."

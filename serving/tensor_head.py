@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,6 +28,10 @@ def check_unique(names: list[str], what: str) -> None:
         raise InvalidRequest(f"{what} {twice!r}: expected once, got {names.count(twice)} times")
 
 
+DIGITS = re.compile("[0-9]{1,20}")
+"""A whole number as a text, which is how some clients write parameters."""
+
+
 def check_count(key: str, count: int) -> None:
     """Raise `InvalidRequest` for more tensors than any model has."""
     if count > MAX_TENSORS:
@@ -43,8 +48,8 @@ def check_id(identity: Any) -> None:
 
 def timeout(value: Any) -> float:
     """Seconds of a request's parameter `timeout`, microseconds; 0 for none. Raises `InvalidRequest`."""
-    if isinstance(value, str) and value.isascii() and value.isdecimal():
-        value = int(value[:20])
+    if isinstance(value, str) and DIGITS.fullmatch(value):
+        value = int(value)
     if type(value) not in (int, float) or not 0 <= value < 2**63:
         raise InvalidRequest(f"timeout: expected microseconds, 0 for none, got {told(value)}")
     return float(value) / 1e6
@@ -52,8 +57,8 @@ def timeout(value: Any) -> float:
 
 def priority(value: Any) -> int:
     """A request's parameter `priority`. Raises `InvalidRequest`."""
-    if isinstance(value, str) and value.isascii() and value.isdecimal():
-        value = int(value[:20])
+    if isinstance(value, str) and DIGITS.fullmatch(value):
+        value = int(value)
     if type(value) is not int or not 0 <= value <= MAX_PRIORITY:
         raise InvalidRequest(
             f"priority: expected 1, the first, to {MAX_PRIORITY}, or 0 for the default, "

@@ -186,6 +186,27 @@ def test_a_model_that_got_slow_is_noticed() -> None:
     assert on_loop[0] and not on_loop[-1]
 
 
+def test_who_is_told_that_it_waited_too_long_may_ask_again_at_once() -> None:
+    """As a client does that had sent its next request already."""
+    told: list[str] = []
+
+    async def everyone() -> None:
+        batcher = Batcher(double, BatchSettings())
+        one = {"x": np.ones((1, 1), np.int64)}
+
+        def late(answer: object) -> None:
+            told.append(type(answer).__name__)
+            batcher.enqueue(one, 1, (), lambda answer: told.append("answered"))
+
+        batcher.enqueue(one, 1, (), late, timeout=1e-6)
+        time.sleep(0.01)  # the loop is busy beyond the deadline
+        await asyncio.sleep(0.05)
+        assert batcher.waiting == 0 and not batcher.busy
+
+    asyncio.run(everyone())
+    assert told == ["WaitedTooLong", "answered"]
+
+
 @pytest.mark.parametrize(("requests", "rows"), [(3, 100), (100, 6)])
 def test_a_full_queue_says_so_and_recovers(requests: int, rows: int) -> None:
     async def everyone() -> None:

@@ -420,6 +420,16 @@ def test_the_public_door_changes_nothing(start: Start, folder: Path) -> None:
     assert version_that_answers(server) == "1"
 
 
+def test_a_page_of_a_browser_changes_nothing(start: Start, folder: Path) -> None:
+    """It could send this from wherever the operator surfs, without asking first."""
+    server = operator(start(folder, "--control-port", "0"))
+    path = "/v2/repository/models/digits-test/unload"
+    headers = {"Origin": "https://elsewhere.example", "Content-Type": "text/plain"}
+    status, _, body = server.ask("POST", path, b"{}", headers)
+    assert status == 403 and b"Origin" in body
+    assert server.json("GET", "/v2/models/digits-test/ready")[0] == 200
+
+
 def test_the_control_plane_in_the_form_with_a_repository(start: Start, folder: Path) -> None:
     server = operator(start(folder, "--control-port", "0"))
     path = "/v2/repository/main/models/digits-test"

@@ -182,6 +182,21 @@ class Busy:
             thread.join()
 
 
+@pytest.mark.parametrize(
+    ("parameter", "value"),
+    [
+        ("timeout", "9" * 20),
+        ("timeout", "0" * 30),
+        ("priority", "9" * 20),
+        ("priority", "0" * 22 + "99"),
+    ],
+)
+def test_numbers_written_as_texts_have_an_end(slow: Live, parameter: str, value: str) -> None:
+    asked = {"inputs": [SMALL], "parameters": {parameter: value}}
+    status, told = slow.json("POST", INFER, asked)
+    assert status == 400 and parameter in told["error"]
+
+
 def test_a_timeout_through_http(slow: Live) -> None:
     asked = {"inputs": [SMALL], "parameters": {"timeout": 1}}
     late = 0
