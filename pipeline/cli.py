@@ -15,7 +15,11 @@ HALVES = {SERVE: "serving", TRAIN: "training"}
 
 # name: (module with a click command called `command`, one line of help, extra it needs)
 COMMANDS: dict[str, tuple[str, str, str]] = {
-    "init": ("stages.commands.init", "Add a ready-made experiment to params.yaml.", TRAIN),
+    "init": (
+        "stages.commands.init",
+        "Add an experiment for your data, or a ready-made one.",
+        TRAIN,
+    ),
     "summary": ("stages.commands.summary", "What the last run built, and how good it is.", TRAIN),
     "check": ("stages.commands.check", "Is every setting in params.yaml right?", TRAIN),
     "settings": ("stages.commands.settings", "Every setting an experiment can have.", TRAIN),

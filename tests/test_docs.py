@@ -66,6 +66,11 @@ def project(finished: Project, tmp_path_factory: pytest.TempPathFactory) -> Proj
     ImageOps.invert(sample.resize((200, 200))).save(project.folder / "my-digit.png")
     (project.folder / "path" / "to").mkdir(parents=True)
     _write_idx(project.folder / "path" / "to" / "folder")
+    for number in range(20):
+        noise = Image.effect_noise((40, 30 + number), 60)
+        place = project.folder / "path" / "to" / "pictures" / ("cats", "dogs")[number % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        noise.save(place / f"{number}.jpg")
     return project
 
 

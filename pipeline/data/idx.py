@@ -60,7 +60,7 @@ def load(config: Config, root: Path) -> RawData:
     `image` is uint8 `[rows, height, width, 1]`. Raises `DataError` naming the file, or
     `ConfigError` where `fit` asks for more than the pictures hold.
     """
-    files = _fetch(config) if config.url else _find(root / config.path)
+    files = _fetch(config) if config.url else find(root / config.path)
     train, test = read(files[0], axes=3), read(files[2], axes=3)
     train_label, test_label = read(files[1], axes=1), read(files[3], axes=1)
     for images, labels, at in ((train, train_label, 0), (test, test_label, 2)):
@@ -121,7 +121,8 @@ def read(path: Path, axes: int) -> np.ndarray:
     return np.frombuffer(payload, np.uint8, offset=start).reshape(shape)
 
 
-def _find(folder: Path) -> list[Path]:
+def find(folder: Path) -> list[Path]:
+    """The four files, in the order of `FILES`. Raises `DataError` naming one that is missing."""
     found = []
     for name in FILES:
         near = [folder / name, folder / f"{name}.gz"]

@@ -1,8 +1,9 @@
-"""`slipway init`: a ready-made experiment into `params.yaml`."""
+"""`slipway init`: an experiment into `params.yaml`, from a recipe or from a look at your data."""
 
 from __future__ import annotations
 
 import io
+import re
 from itertools import takewhile
 from pathlib import Path
 from textwrap import indent
@@ -14,6 +15,7 @@ from ruamel.yaml.error import YAMLError
 
 from pipeline.bundle.manifest import MODEL_NAME
 from pipeline.config import ConfigError, suggestion
+from pipeline.prepared import DataError
 from stages.entry import fail
 from stages.layout import Layout, write_atomically
 from stages.params import PARAMS, load, read
@@ -25,42 +27,81 @@ INDENT = 2
 
 
 @click.command(name="init")
-@click.option("--recipe", required=True, help="A file of recipes/, without '.yaml'.")
-@click.option("--name", help="The experiment's name; the recipe's by default.")
+@click.argument("source", required=False, type=click.Path(path_type=Path))
+@click.option("--recipe", help="A file of recipes/, without '.yaml', in place of SOURCE.")
+@click.option("--name", help="The experiment's name; SOURCE's or the recipe's by default.")
 @click.option(
-    "--data", type=click.Path(path_type=Path), help="Your folder of data, in place of the recipe's."
+    "--data",
+    type=click.Path(path_type=Path),
+    help="With --recipe: your folder of data, in place of the recipe's.",
 )
-def command(recipe: str, name: str | None, data: Path | None) -> None:
-    """Add a ready-made experiment to params.yaml."""
+def command(source: Path | None, recipe: str | None, name: str | None, data: Path | None) -> None:
+    """Add an experiment to params.yaml: one that suits the data in SOURCE, or a ready-made one."""
     try:
-        added = add(recipe, recipe if name is None else name, data)
+        if source is not None and recipe is None and data is None:
+            added = _look_at(source, name)
+        elif recipe is not None and source is None:
+            added = _from_recipe(recipe, name, data)
+        else:
+            raise ConfigError("init: give either a folder of data, or --recipe NAME [--data PATH]")
     except ConfigError as error:
         fail(str(error), 2)
+    except DataError as error:
+        fail(str(error), 1)
     click.echo(f"added experiments.{added}; next: dvc repro track@{added}")
+
+
+def _look_at(source: Path, name: str | None) -> str:
+    """Add the experiment proposed for the data at `source`, and say what it is."""
+    from stages.proposals import propose
+
+    if name is None:
+        name = re.sub(r"[^A-Za-z0-9_-]+", "-", source.resolve().name).strip("-_")[:64] or "data"
+    _check_name(name)
+    proposal = propose(source)
+    added = add(name, proposal.text)
+    for line in proposal.chosen:
+        click.echo(f"  {line}")
+    click.echo(
+        f"  to choose otherwise: edit experiments.{added} in params.yaml (docs/settings.md lists every "
+        "setting), or add another with --name"
+    )
+    return added
+
+
+def _from_recipe(recipe: str, name: str | None, data: Path | None) -> str:
+    name = recipe if name is None else name
+    _check_name(name)
+    text = _dump(entry_of(recipe, data)).decode()
+    if data is not None:
+        text = text[_end_of_heading(text) :]  # the heading tells of the recipe's own data
+    added = add(name, text)
     if data is not None:
         click.echo(
             "  your own data: say what it is under data.title and data.licence; a small data set "
             "wants more train.epochs"
         )
+    return added
 
 
-def add(recipe: str, name: str, data: Path | None) -> str:
-    """Add a recipe as experiment `name`; what the files hold stays as it is, to the byte.
-
-    Raises `ConfigError`, with nothing changed.
-    """
+def _check_name(name: str) -> None:
+    """Raises `ConfigError` where there can be no experiment of that name, or is one already."""
     if not MODEL_NAME.fullmatch(name):
         raise ConfigError(f"--name: 1 to 64 letters, digits, '-' or '_', got {name!r}")
     experiments = read(PARAMS).get("experiments") or {}
     if not isinstance(experiments, dict):
         raise ConfigError(f"experiments: expected a mapping of experiments, got {experiments!r}")
-    entry = entry_of(recipe, data)
     if name in experiments:
         raise ConfigError(f"experiments.{name}: already there; choose another --name")
+
+
+def add(name: str, text: str) -> str:
+    """Add sections of YAML as experiment `name`; what the files hold stays as it is, to the byte.
+
+    Raises `ConfigError`, with nothing changed.
+    """
+    experiments = read(PARAMS).get("experiments") or {}
     before = PARAMS.read_bytes()
-    text = _dump(entry).decode()
-    if data is not None:
-        text = text[_end_of_heading(text) :]  # the heading tells of the recipe's own data
     wanted = {"experiments": {**experiments, name: _plain(text)}}
     write_atomically(PARAMS, _with_experiment(before.decode(), name, text, wanted))
     try:
@@ -120,6 +161,11 @@ def entry_of(recipe: str, data: Path | None) -> Any:
     if recipe not in known:
         raise ConfigError(f"recipes/: no {recipe!r}{suggestion(recipe, known)}")
     entry = _yaml().load(RECIPES / f"{recipe}.yaml")
+    if data is None and "url" not in entry["data"] and not Path(entry["data"]["path"]).exists():
+        raise ConfigError(
+            f"recipes/{recipe}.yaml reads {entry['data']['path']}, which is not here; its first lines "
+            "say where to get it. Put it there, or say where it is with --data"
+        )
     if data is not None:
         if not data.exists():
             raise ConfigError(f"--data: {data} does not exist")

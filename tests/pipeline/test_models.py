@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.config import ConfigError
+from pipeline.config import ConfigError, build
 from pipeline.models import cnn, mlp, resnet
 
 
@@ -80,3 +80,14 @@ def test_a_resnets_blocks_begin_as_nothing_added(zero_scale):
 def test_a_resnet_reads_pictures_only():
     with pytest.raises(ConfigError, match=r"resnet reads pictures .* got \[40\]"):
         resnet.build(resnet.Config(name="resnet"), (40,), 10)
+
+
+def test_an_mlp_may_narrow():
+    body = mlp.build(mlp.Config(name="mlp", widths=(8, 4)), (1, 2, 3), 5)
+    assert [tuple(p.shape) for p in body.parameters() if p.ndim == 2] == [(8, 6), (4, 8), (5, 4)]
+
+
+@pytest.mark.parametrize("settings", [{"depth": 1}, {"width": 9}, {"widths": [0]}])
+def test_an_mlps_widths_say_it_all(settings):
+    with pytest.raises(ConfigError, match=r"model: widths"):
+        build(mlp.Config, {"name": "mlp", "widths": [8, 4], **settings}, "model")

@@ -1,0 +1,43 @@
+"""What `slipway init FOLDER` makes of data it is shown: one kind of data per file.
+
+A file here offers `READS`, what it knows in a few words, and `propose(source) -> Proposal | None`,
+None where the data is of another kind.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.config import ConfigError
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """An experiment that works, and why it is as it is."""
+
+    text: str
+    """The sections as YAML, with comments."""
+    chosen: tuple[str, ...]
+    """What was seen and chosen, a line each."""
+
+
+def propose(source: Path) -> Proposal:
+    """The experiment for the data at `source`.
+
+    Raises `ConfigError` where no file here knows it, `DataError` where it is known and unusable.
+    """
+    if not source.exists():
+        raise ConfigError(f"{source}: does not exist")
+    kinds = [
+        importlib.import_module(f"{__name__}.{found.name}")
+        for found in pkgutil.iter_modules(__path__)
+    ]
+    for kind in kinds:
+        proposal = kind.propose(source)
+        if isinstance(proposal, Proposal):
+            return proposal
+    known = "; ".join(kind.READS for kind in kinds)
+    raise ConfigError(f"{source}: nothing here that is known; expected one of: {known}")

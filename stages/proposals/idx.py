@@ -1,0 +1,105 @@
+"""Four idx files of the MNIST family in one folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.data import idx
+from stages import budget
+from stages.proposals import Proposal
+
+READS = "a folder with the four idx files of the MNIST family"
+
+
+def propose(source: Path) -> Proposal | None:
+    """Network and passes for the files. Raises `DataError` where one is damaged."""
+    names = (
+        {path.name.removesuffix(".gz") for path in source.iterdir()} if source.is_dir() else set()
+    )
+    if not names & set(idx.FILES):
+        return None
+    files = idx.find(source)
+    images, labels = idx.read(files[0], axes=3), idx.read(files[1], axes=1)
+    classes = int(max(labels.max(initial=0), idx.read(files[3], axes=1).max(initial=0))) + 1
+    rows, size = round(0.9 * len(images)), (images.shape[1], images.shape[2])
+    choice = budget.choose(rows, classes, size, channels=1, resize=False)
+    text = TEXT.format(
+        path=json.dumps(str(source), ensure_ascii=False),
+        title=json.dumps(f"idx files of {source.name or source.resolve().name}"),
+        labels="\n".join(f'    - "{number}"' for number in range(classes)),
+        fit="lanczos" if min(size) > 16 else "box",
+        model="\n".join(
+            f"  {key}: {str(value).lower() if isinstance(value, bool) else value}"
+            for key, value in choice.model.items()
+        ),
+        epochs=choice.epochs,
+        minutes=max(1, round(choice.minutes)),
+        batch=choice.batch_size,
+    )
+    least = int(np.bincount(labels, minlength=classes).min()) if len(labels) else 0
+    return Proposal(
+        text,
+        (
+            f"{len(images)} pictures of {size[0]}x{size[1]} in {classes} classes, at least {least} "
+            "of each, and a test set",
+            f"network {choice.model['name']}, width {choice.model['width']}, {choice.epochs} "
+            f"epochs: at most {max(1, round(choice.minutes))} minutes on one thread",
+            "the classes are called by their numbers: name them under data.labels",
+        ),
+    )
+
+
+TEXT = """\
+data:
+  name: idx
+  path: {path}
+  title: {title}
+  licence: not stated
+  labels:
+{labels}
+  # How a picture of another size is brought to the model's, when it serves.
+  fit:
+    fit: pad
+    filter: {fit}
+  split:
+    validation: 0.1
+    test: 0.2
+    seed: 0
+model:
+{model}
+task:
+  name: classification
+  label_smoothing: 0.0
+train:
+  lr: 0.003
+  # About {minutes} minutes on one thread.
+  epochs: {epochs}
+  batch_size: {batch}
+  seed: 1
+  threads: 1
+  device: auto
+  optimiser:
+    name: adamw
+    weight_decay: 0.05
+  schedule:
+    name: one_cycle
+    warmup: 0.2
+  augment:
+    shift: 1.5
+  early_stopping:
+    metric: loss
+    patience: 0
+    keep: last
+metrics:
+  - accuracy
+  - balanced_accuracy
+  - macro_f1
+  - log_loss
+  - calibration_error
+export:
+  opset: 20
+  golden_rows: 20
+"""

@@ -1,0 +1,238 @@
+"""Pictures in one folder per class."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipeline.data import pictures
+from pipeline.prepared import listed
+from stages import budget
+from stages.proposals import Proposal
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+READS = "a folder with one folder of pictures for each class"
+LOOKED_AT = 300
+"""Pictures whose size is read; the colours of `COLOURS_OF` of them are looked at."""
+COLOURS_OF = 40
+MAX_LOST = 0.3
+"""Share that cutting to the proportions may take from nine in ten pictures; beyond it, they are padded."""
+ROTATED = (5, 6, 7, 8)
+"""EXIF orientations that exchange height and width."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a sample of the pictures is like."""
+
+    size: tuple[int, int]
+    """Median height and width."""
+    one_size: bool
+    grey: bool
+    lost: float
+    """Share that cutting to the median's proportions takes at most from nine in ten."""
+
+
+def propose(source: Path) -> Proposal | None:
+    """Size, colours, network and passes for the folder. Raises `DataError` where it is unusable."""
+    if not source.is_dir() or not _holds_pictures(source):
+        return None
+    found = pictures.scan(source)
+    seen = _look([source / file for file in _spread(found.files, LOOKED_AT)])
+    shares, counts = _shares(found)
+    rows = counts["train"]
+    channels = 1 if seen.grey else 3
+    choice = budget.choose(rows, len(found.classes), _proportions(seen), channels)
+    fit = "crop" if seen.lost <= MAX_LOST else "pad"
+    text = TEXT.format(
+        path=_quoted(str(source)),
+        title=_quoted(f"pictures of {source.name or source.resolve().name}"),
+        sizes="all" if seen.one_size else "usually",
+        original=f"{seen.size[0]}x{seen.size[1]}",
+        height=choice.height,
+        width=choice.width,
+        channels=channels,
+        fit=fit,
+        validation=shares["validation"],
+        test=shares["test"],
+        model="\n".join(f"  {key}: {_plain(value)}" for key, value in choice.model.items()),
+        epochs=choice.epochs,
+        minutes=max(1, round(choice.minutes)),
+        batch=choice.batch_size,
+        crop=max(1, min(choice.height, choice.width) // 10),
+        flip=_plain(not seen.grey),
+        rotate=5 if rows < budget.SMALL_SET else 0,
+        scale=0.1 if rows < budget.SMALL_SET else 0,
+        colour=0 if seen.grey else 0.2,
+    )
+    told = (
+        f"{len(found.files)} pictures of {len(found.classes)} classes; "
+        + ", ".join(f"{count} {part}" for part, count in counts.items())
+        + (f"; {found.passed_over()}" if found.passed_over() else ""),
+        f"size {choice.height}x{choice.width}, {'grey' if seen.grey else 'RGB'} (they are "
+        f"{'all' if seen.one_size else 'usually'} {seen.size[0]}x{seen.size[1]}; {fit} to fit)",
+        f"network {choice.model['name']}, width {choice.model['width']}, "
+        f"{choice.epochs} epochs: at most {max(1, round(choice.minutes))} minutes on one thread",
+    )
+    return Proposal(text, told)
+
+
+def _holds_pictures(source: Path) -> bool:
+    """Whether any file below is named as a picture."""
+    return any(
+        path.suffix.lower() in pictures.SUFFIXES for path in source.rglob("*") if path.is_file()
+    )
+
+
+def _look(files: list[Path]) -> Seen:
+    """Sizes and colours of some pictures. Raises `DataError` where none can be opened."""
+    from PIL import Image
+
+    sizes, grey, mistakes = [], True, []
+    every = max(1, len(files) // COLOURS_OF)
+    for number, path in enumerate(files):
+        try:
+            with Image.open(path) as file:
+                turned = file.getexif().get(0x0112) in ROTATED
+                sizes.append((file.width, file.height) if turned else (file.height, file.width))
+                if grey and number % every == 0:
+                    grey = _is_grey(file)
+        except Exception as error:  # Pillow raises whatever a damaged file makes it raise
+            mistakes.append(f"{path}: {error}")
+    if not sizes:
+        raise listed(mistakes, "pictures that cannot be opened")
+    tall, wide = np.median(np.array(sizes), axis=0).round().astype(int).tolist()
+    ratios = np.array([w / h for h, w in sizes]) / (wide / tall)
+    lost = float(np.percentile(1 - np.minimum(ratios, 1 / ratios), 90))
+    one_size = Counter(sizes).most_common(1)[0][1] >= 0.95 * len(sizes)
+    return Seen((tall, wide), one_size, grey, lost)
+
+
+def _is_grey(file: Image) -> bool:
+    """Whether a picture has no colours, in whatever mode it is kept."""
+    if file.mode in ("1", "L", "LA", "I", "I;16", "F"):
+        return True
+    file.draft("RGB", (64, 64))
+    small = np.asarray(file.convert("RGB").resize((32, 32)), np.int16)
+    return bool(np.ptp(small, axis=2).max() <= 8)  # JPEG's rounding
+
+
+def _proportions(seen: Seen) -> tuple[int, int]:
+    """The size to start from: the pictures' own where all are alike, a square where they differ."""
+    tall, wide = seen.size
+    if seen.one_size or seen.lost <= 0.05:
+        return tall, wide
+    side = round(math.sqrt(tall * wide))
+    return side, side
+
+
+def _shares(found: pictures.Found) -> tuple[dict[str, float], dict[str, int]]:
+    """Shares for the parts that are not given, so that every class has a row in each; and the rows.
+
+    Raises `DataError` for classes too small to be in every part.
+    """
+    counts = Counter(zip(found.parts, found.labels, strict=True))
+    dealt = {label: counts["", label] + counts["train", label] for label in found.classes}
+    missing = [part for part in ("validation", "test") if part not in found.parts]
+    scarce = [
+        f"{label}: {count} pictures" for label, count in dealt.items() if count <= len(missing)
+    ]
+    if scarce:
+        raise listed(
+            scarce,
+            f"classes too small: each needs {len(missing) + 1} pictures, to be in every part",
+        )
+    least = min(dealt.values())
+    shares = {"validation": 0.1, "test": 0.2}
+    for part in missing:
+        shares[part] = max(shares[part], math.ceil(60 / least) / 100)  # half a row rounds up to one
+    rows = {part: found.parts.count(part) for part in ("validation", "test")}
+    for part in missing:
+        rows[part] = sum(round(shares[part] * count) for count in dealt.values())
+    train = sum(dealt.values()) - sum(rows[part] for part in missing)
+    return shares, {"train": train, **rows}
+
+
+def _spread(files: list[str], count: int) -> list[str]:
+    """So many of the files, evenly over the list."""
+    return files[:: max(1, math.ceil(len(files) / count))]
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _plain(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+TEXT = """\
+data:
+  name: pictures
+  path: {path}
+  # The one size that every picture is brought to; they are {sizes} {original}.
+  height: {height}
+  width: {width}
+  channels: {channels}
+  # How other proportions are met: crop cuts, pad adds black, stretch distorts.
+  fit:
+    fit: {fit}
+    filter: bilinear
+  title: {title}
+  licence: not stated
+  # Of what the folder does not deal out itself.
+  split:
+    validation: {validation}
+    test: {test}
+    seed: 0
+model:
+{model}
+task:
+  name: classification
+  label_smoothing: 0.05
+train:
+  lr: 0.003
+  # About {minutes} minutes on one thread. More passes, or larger pictures, usually do better.
+  epochs: {epochs}
+  batch_size: {batch}
+  seed: 1
+  threads: 1
+  device: auto
+  optimiser:
+    name: adamw
+    weight_decay: 0.05
+  schedule:
+    name: one_cycle
+    warmup: 0.2
+  augment:
+    crop: {crop}
+    # Only where left and right are alike: never for writing.
+    flip: {flip}
+    rotate: {rotate}
+    scale: {scale}
+    brightness: {colour}
+    contrast: {colour}
+    saturation: {colour}
+    erase: 0.1
+  early_stopping:
+    metric: loss
+    patience: 0
+    keep: last
+metrics:
+  - accuracy
+  - balanced_accuracy
+  - macro_f1
+  - log_loss
+  - calibration_error
+export:
+  opset: 20
+  golden_rows: 20
+"""

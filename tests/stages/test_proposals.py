@@ -1,0 +1,239 @@
+"""`slipway init FOLDER`: what it sees, what it chooses, and that the choice works."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from pipeline import cli
+from stages import budget
+from stages.params import load
+from tests.pipeline.test_idx import write_set
+from tests.pipeline.test_pictures import classes, picture
+from tests.project import QUICK, ROOT, new_project
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def init(*arguments: str) -> Result:
+    return CliRunner().invoke(cli.main, ["init", *arguments])
+
+
+def added(name: str) -> dict[str, Any]:
+    return load()[name].resolved()
+
+
+def test_a_folder_becomes_an_experiment_of_its_name(folder: Path) -> None:
+    classes(folder / "My pets!", count=12)
+    done = init("My pets!")
+    assert done.exit_code == 0, done.output
+    assert "added experiments.My-pets; next: dvc repro track@My-pets" in done.output
+    assert "24 pictures of 2 classes" in done.output and "--name" in done.output
+    data = added("My-pets")["data"]
+    assert (data["path"], data["name"]) == ("My pets!", "pictures")
+    assert (data["height"], data["width"], data["channels"]) == (16, 20, 3)
+    assert "      # The one size that every picture" in (folder / "params.yaml").read_text()
+    assert "reports/My-pets/latency.json" in (folder / "dvc.yaml").read_text()
+
+
+def test_another_name_and_a_second_time(folder: Path) -> None:
+    classes(folder / "pets")
+    assert init("pets", "--name", "ours").exit_code == 0
+    assert init("pets", "--name", "ours").exit_code == 2
+    assert init("pets").exit_code == 0
+    assert [name for name in load() if "digits" not in name] == ["ours", "pets"]
+    assert init("pets", "--name", "no spaces").exit_code == 2
+
+
+def test_grey_pictures_are_seen_in_whatever_mode(folder: Path) -> None:
+    classes(folder / "set")
+    from PIL import Image
+
+    for path in (folder / "set").rglob("*.png"):
+        with Image.open(path) as file:
+            grey = file.convert("L").convert("RGB")
+        grey.save(path.with_suffix(".jpg"), quality=60)
+        path.unlink()
+    assert init("set").exit_code == 0
+    settings = added("set")
+    assert settings["data"]["channels"] == 1 and not settings["train"]["augment"]["flip"]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "height_width", "fit"),
+    [
+        ([(640, 480)], (96, 128), "crop"),
+        ([(640, 480), (480, 640)], (128, 128), "crop"),
+        ([(2000, 100), (100, 2000)], (128, 128), "pad"),
+        ([(30, 30)], (30, 30), "crop"),
+        ([(3, 3)], (8, 8), "crop"),
+    ],
+)
+def test_one_size_is_chosen_for_many(folder, sizes, height_width, fit) -> None:
+    for number in range(20):
+        picture(
+            folder / "set" / "ab"[number % 2] / f"{number}.png",
+            number,
+            sizes[number // 2 % len(sizes)],
+        )
+    done = init("set")
+    assert done.exit_code == 0, done.output
+    data = added("set")["data"]
+    assert (data["height"], data["width"]) == height_width and data["fit"]["fit"] == fit
+
+
+def test_a_telephones_pictures_are_measured_upright(folder: Path) -> None:
+    from PIL import Image
+
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for number in range(20):
+        picture(folder / "set" / "ab"[number % 2] / f"{number}.jpg", number, (40, 20), exif=exif)
+    assert init("set").exit_code == 0
+    assert (added("set")["data"]["height"], added("set")["data"]["width"]) == (40, 20)
+
+
+@pytest.mark.parametrize("count", [3, 4, 5, 7, 12])
+def test_small_classes_have_a_row_in_every_part(folder: Path, count: int) -> None:
+    from pipeline import prepared
+
+    classes(folder / "set", count=count)
+    assert init("set").exit_code == 0
+    chosen = load()["set"].data
+    raw = chosen.module.load(chosen.config, folder)
+    manifest = prepared.prepare("set", raw, chosen.config.split, folder / "out")
+    assert all(min(rows) >= 1 for rows in manifest.rows_by_label.values())
+
+
+def test_classes_too_small_to_deal_are_named(folder: Path) -> None:
+    classes(folder / "set", labels="ab", count=9)
+    classes(folder / "set", labels="c", count=2, seed=777)
+    done = init("set")
+    assert done.exit_code == 1 and "each needs 3 pictures" in done.stderr
+    assert "c: 2 pictures" in done.stderr and "a: " not in done.stderr
+
+
+def test_idx_files_become_an_experiment(folder: Path) -> None:
+    write_set(folder / "mine")
+    done = init("mine")
+    assert done.exit_code == 0, done.output
+    settings = added("mine")
+    assert settings["data"]["name"] == "idx" and settings["data"]["labels"] == ["0", "1", "2"]
+
+
+def _empty(folder: Path) -> None:
+    folder.mkdir()
+
+
+def _texts(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "notes.txt").write_text("x")
+
+
+def _loose(folder: Path) -> None:
+    picture(folder / "1.png", 1)
+
+
+def _unreadable(folder: Path) -> None:
+    classes(folder, count=4)
+    for path in folder.rglob("*.png"):
+        path.write_bytes(b"no")
+
+
+@pytest.mark.parametrize(
+    ("make", "code", "told"),
+    [
+        (lambda folder: None, 2, "set: does not exist"),
+        (_empty, 2, "nothing here that is known; expected one of: "),
+        (_texts, 2, "a folder with one folder of pictures for each class"),
+        (_loose, 1, "no folders of classes, but 1 pictures directly in it"),
+        (_unreadable, 1, "pictures that cannot be opened: 8"),
+    ],
+)
+def test_what_cannot_be_used_is_told_and_nothing_is_changed(folder, make, code, told) -> None:
+    make(folder / "set")
+    before = (folder / "params.yaml").read_text()
+    done = init("set")
+    assert done.exit_code == code and told in done.stderr
+    assert (folder / "params.yaml").read_text() == before
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["set", "--recipe", "mnist-cnn"], ["set", "--data", "set"], ["--data", "set"]]
+)
+def test_a_folder_or_a_recipe(folder: Path, arguments: list[str]) -> None:
+    done = init(*arguments)
+    assert done.exit_code == 2 and "either a folder of data, or --recipe" in done.stderr
+
+
+@pytest.mark.parametrize("rows", [10, 300, 5_000, 60_000, 1_000_000])
+@pytest.mark.parametrize("size", [(28, 28), (112, 92), (480, 640), (20, 400)])
+def test_a_training_fits_into_five_minutes(rows: int, size: tuple[int, int]) -> None:
+    choice = budget.choose(rows, 10, size, 3)
+    assert choice.minutes <= 5 or choice.epochs == 1
+    assert max(choice.height, choice.width) <= 128
+    assert (choice.model["name"] == "cnn") == (rows < budget.SMALL_SET)
+    assert choice.batch_size <= rows
+
+
+def test_more_pictures_mean_smaller_ones_and_fewer_passes() -> None:
+    few, many = budget.choose(3_000, 10, (480, 640), 3), budget.choose(300_000, 10, (480, 640), 3)
+    assert few.height > many.height and few.epochs > many.epochs
+
+
+@pytest.mark.parametrize("recipe", sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml")))
+def test_every_recipe_is_an_experiment_and_says_what_it_reads(folder: Path, recipe: str) -> None:
+    (folder / "own").mkdir()
+    assert init("--recipe", recipe, "--data", "own").exit_code == 0
+    assert load()[recipe].data.config.path == "own"
+    text = (ROOT / "recipes" / f"{recipe}.yaml").read_text()
+    assert (text.startswith("#") and "https://" in text) or "http://" in text
+    done = init("--recipe", recipe, "--name", "as-it-is")
+    if "url:" in text:
+        assert done.exit_code == 0, done.output
+    else:
+        assert done.exit_code == 2 and "say where it is with --data" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_folder_to_an_answer(tmp_path: Path) -> None:
+    """`slipway init FOLDER`, `dvc repro`, and the file that was put in asks the bundle."""
+    from PIL import Image
+
+    project = new_project(tmp_path / "project", git=False)
+    random = np.random.default_rng(0)
+    for label, colour in (
+        ("red", (220, 30, 30)),
+        ("green", (30, 220, 30)),
+        ("blue", (30, 30, 220)),
+    ):
+        (project.folder / "colours" / label).mkdir(parents=True)
+        for number in range(16):
+            size = (random.integers(20, 60), random.integers(20, 60), 3)
+            levels = np.clip(random.normal(colour, 25, size), 0, 255).astype(np.uint8)
+            Image.fromarray(levels).save(project.folder / "colours" / label / f"{number}.jpg")
+    project.run("slipway", "init", "colours", PYTHONPATH=str(project.folder))
+    project.edit("colours", "train.epochs", 12)
+    project.repro("track@colours", PYTHONPATH=str(project.folder))
+    samples = sorted((project.folder / "reports" / "colours" / "samples").iterdir())
+    assert [path.name for path in samples] == ["blue.jpg", "green.jpg", "red.jpg"]
+    originals = [path.read_bytes() for path in (project.folder / "colours").rglob("*.jpg")]
+    for path in samples:
+        assert path.read_bytes() in originals
+        done = project.run(
+            "slipway", "predict", "colours", str(path), PYTHONPATH=str(project.folder)
+        )
+        assert path.stem in done.stdout.splitlines()[0]
+    assert QUICK in (project.folder / "params.yaml").read_text()
