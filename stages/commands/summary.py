@@ -67,9 +67,11 @@ def next_commands(layout: Layout) -> list[str]:
     sample = layout.samples / "7.png"
     if not sample.is_file():
         sample = next(iter(sorted(layout.samples.glob("*"))), Path("YOUR-FILE"))
+    # A bare name is looked for here first, where a folder of data may go by it.
+    bundle = layout.bundle if Path(layout.experiment).exists() else layout.experiment
     return [
         "Next (once: source .venv/bin/activate):",
-        f"  slipway predict {layout.experiment} {sample}",
+        f"  slipway predict {bundle} {sample}",
         "  make serve      serve the bundle on http://127.0.0.1:8000",
         "  make ui         compare the runs in MLflow on http://127.0.0.1:5000",
     ]

@@ -212,7 +212,7 @@ def test_a_folder_to_an_answer(tmp_path: Path) -> None:
     """`slipway init FOLDER`, `dvc repro`, and the file that was put in asks the bundle."""
     from PIL import Image
 
-    project = new_project(tmp_path / "project", git=False)
+    project = new_project(tmp_path / "project")
     random = np.random.default_rng(0)
     for label, colour in (
         ("red", (220, 30, 30)),
@@ -233,7 +233,9 @@ def test_a_folder_to_an_answer(tmp_path: Path) -> None:
     for path in samples:
         assert path.read_bytes() in originals
         done = project.run(
-            "slipway", "predict", "colours", str(path), PYTHONPATH=str(project.folder)
+            "slipway", "predict", "bundles/colours", str(path), PYTHONPATH=str(project.folder)
         )
         assert path.stem in done.stdout.splitlines()[0]
+    told = project.run("slipway", "summary", PYTHONPATH=str(project.folder)).stdout
+    assert "slipway predict bundles/colours reports/colours/samples/blue.jpg" in told
     assert QUICK in (project.folder / "params.yaml").read_text()
