@@ -62,7 +62,7 @@ class Clients:
         try:
             sock.sendall(self._known.request)
         except OSError:
-            return "not sent whole", False
+            return "turned away" if late else "not sent whole", False
         try:
             while not _whole(answer):
                 part = sock.recv(1 << 16)

@@ -59,5 +59,6 @@ def test_nothing_admitted_is_lost(
     )
     assert codes == {0: TIMES}
     assert slowest < DRAIN_SECONDS
-    assert set(ends) <= {"answered", "turned away"}, ends
+    # What could not be sent whole, on a connection closed idle, was never the server's to answer.
+    assert set(ends) <= {"answered", "turned away", "not sent whole"}, ends
     assert ends["answered"] > 20 * TIMES
