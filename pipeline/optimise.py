@@ -81,7 +81,7 @@ def build(config: Optimiser, lr: float, network: nn.Module) -> torch.optim.Optim
         )
     if config.name == "adam":
         return torch.optim.Adam([*decayed, *plain], lr=lr, betas=(0.9, config.beta2))
-    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, config.beta2), fused=True)
+    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, config.beta2))
 
 
 def factor(config: Schedule, step: int, steps: int, steps_per_epoch: int) -> float:

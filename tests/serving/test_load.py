@@ -183,10 +183,11 @@ def test_what_is_never_answered_is_counted_with_the_time_it_waited() -> None:
 
     with unruly(never) as server:
         outcome = loaded(server.url, Plan(2, 1.0, 0.0, rate=20, patience=0.5))
-    assert outcome.asked == outcome.unanswered == outcome.latencies.count == 20
+    assert outcome.asked in (20, 21), "one a twentieth of a second, the last perhaps on the stroke"
+    assert outcome.asked == outcome.unanswered == outcome.latencies.count
     assert outcome.answered == 0 and 1.3 < outcome.latencies.longest < 2.0
     assert 0.5 < outcome.latencies.percentile(5) < 0.8
-    assert "unanswered  20" in outcome.told() and "no answer at all" in outcome.told()
+    assert f"unanswered  {outcome.asked}" in outcome.told() and "no answer at all" in outcome.told()
 
 
 def test_refusals_are_kept_apart(server: Unruly) -> None:

@@ -29,11 +29,12 @@ from tests.serving.live import ROOT, Live
 
 WAIVED = {"nodes": 10**9, "expanded_nodes": 2**62, "forbidden_operators": ()}
 PROGRAM = """
-import json, pathlib, resource, sys, threading, time
+import json, pathlib, sys, threading, time
 import numpy
 from serving.config import RuntimeSettings
 from serving.errors import ServingError
 from serving.runtime import open_session
+from tests.memory import peak_bytes
 path, settings, shape = sys.argv[1:]
 ticks, over = [], threading.Event()
 def tick():
@@ -52,7 +53,7 @@ except ServingError as error:
 seconds = time.monotonic() - began
 over.set()
 beside.join()
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+peak = peak_bytes() >> 20
 gap = max(later - earlier for earlier, later in zip(ticks, ticks[1:])) if ticks[1:] else seconds
 print(json.dumps({'told': told, 'seconds': seconds, 'peak_mb': peak, 'gap': gap}))
 """

@@ -410,7 +410,9 @@ def test_a_grpc_client_that_gives_up_is_counted_as_late_or_gone(
         ends = time.monotonic() + 10
         while len(requests(scrape(server))) < 2 and time.monotonic() < ends:
             time.sleep(0.05)
-    assert requests(scrape(server), door="grpc") == {"deadline": 1, "cancelled": 1}
+    counts = requests(scrape(server), door="grpc")
+    # At its deadline a client also cancels: whichever the server sees first names the first call.
+    assert counts in ({"deadline": 1, "cancelled": 1}, {"cancelled": 2})
 
 
 def test_every_worker_speaks_for_all_and_a_death_takes_no_count_back(

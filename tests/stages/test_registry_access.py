@@ -107,7 +107,8 @@ def test_pull_says_who_it_is(
         for name, value in given.items():
             monkeypatch.setenv(name, value)
         assert gone(where, "0" * 32)
-    assert read(tmp_path / EXPERIMENT / "1").digest == project.digest
+    (pulled,) = (tmp_path / EXPERIMENT).iterdir()
+    assert read(pulled).digest == project.digest
 
 
 @pytest.mark.parametrize(
