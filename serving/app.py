@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 import signal
+import socket
 import sys
 from asyncio import FIRST_COMPLETED
 from pathlib import Path
@@ -83,8 +84,11 @@ async def _run(repository: Repository, settings: Settings, place: Place) -> None
         await asyncio.wait({loading, stop}, timeout=SUCCESSOR_SECONDS, return_when=FIRST_COMPLETED)
     await http.start(place.sockets["http"], tls)
     if "grpc" in place.sockets:
-        doors.append(await _rpc(plane, settings, place, books, access))
-    operators = await _control_door(plane, control, settings, place, access, tls, books)
+        rpc = _rpc(plane, settings, place.sockets["grpc"], books, access)
+        repository.metrics.samplers.append(rpc.sample)
+        await rpc.start(settings.http.host, shared=True)
+        doors.append(rpc)
+    operators = await _control_doors(plane, control, settings, place, access, tls, books)
     watching = asyncio.ensure_future(_watch(control, settings))
     testing = asyncio.ensure_future(keep_testing(repository, settings.self_test_seconds))
     try:
@@ -106,13 +110,12 @@ async def _run(repository: Repository, settings: Settings, place: Place) -> None
     finally:
         watching.cancel()
         testing.cancel()
-        if operators:
-            await operators.drain(0)
+        await _drained(operators, 0)
         changes.close()
         repository.close()
 
 
-async def _control_door(
+async def _control_doors(
     plane: DataPlane,
     control: Control,
     settings: Settings,
@@ -120,14 +123,19 @@ async def _control_door(
     access: Access | None,
     tls: Certificates | None,
     books: Books,
-) -> HttpServer | None:
-    """The listener that loads and unloads, where one is asked for."""
-    if "control" not in place.sockets:
-        return None
-    routes = Rest(plane, settings.http.json_bytes, control)
-    server = _door(routes, settings, settings.http, access, books)
-    await server.start(place.sockets["control"], tls)
-    return server
+) -> list[HttpServer | RpcServer]:
+    """The listeners that load and unload, where they are asked for."""
+    doors: list[HttpServer | RpcServer] = []
+    if "control" in place.sockets:
+        routes = Rest(plane, settings.http.json_bytes, control)
+        http = _door(routes, settings, settings.http, access, books)
+        await http.start(place.sockets["control"], tls)
+        doors.append(http)
+    if "control_grpc" in place.sockets:
+        rpc = _rpc(plane, settings, place.sockets["control_grpc"], books, access, control)
+        await rpc.start(settings.control.host, shared=True)
+        doors.append(rpc)
+    return doors
 
 
 def _door(
@@ -145,20 +153,21 @@ def _door(
     return HttpServer(guarded, place, books, guarded.refusal)
 
 
-async def _rpc(
-    plane: DataPlane, settings: Settings, place: Place, books: Books, access: Access | None
+def _rpc(
+    plane: DataPlane,
+    settings: Settings,
+    held: socket.socket,
+    books: Books,
+    access: Access | None,
+    control: Control | None = None,
 ) -> RpcServer:
-    """The gRPC door. It binds for itself, where a socket of ours holds the port for all workers."""
+    """A gRPC door. It binds for itself, where a socket of ours holds the port for all workers."""
     from serving.rpc import RpcServer  # switched off, it costs nothing
     from serving.rpc_access import credentials
 
     secrets = credentials(settings.tls) if files(settings.tls) else None
-    port = place.sockets["grpc"].getsockname()[1]
-    limits = settings.grpc.model_copy(update={"port": port})
-    server = RpcServer(plane, limits, books, access, secrets)
-    books.metrics.samplers.append(server.sample)
-    await server.start(settings.http.host, shared=True)
-    return server
+    limits = settings.grpc.model_copy(update={"port": held.getsockname()[1]})
+    return RpcServer(plane, limits, books, access, secrets, control)
 
 
 async def _drained(doors: list[HttpServer | RpcServer], seconds: float) -> bool:

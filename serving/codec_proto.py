@@ -7,7 +7,8 @@ together as bytes: all of an answer but its values is the same from call to call
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
@@ -57,7 +58,7 @@ CONTENTS = {
 }
 """Where the values of a datatype are when they are typed."""
 
-RAW, ID, STREAMED = b"\x32", b"\x1a", b"\x12"
+RAW, ID, STREAMED = 0x32, 0x1A, 0x12
 """Tags: ModelInferResponse's raw_output_contents and id, ModelStreamInferResponse's answer."""
 
 
@@ -114,25 +115,28 @@ def encode(request_id: str | None, response: InferResponse) -> bytes:
         response.model_name,
         response.model_version,
         response.bundle,
-        tuple((t.name, t.datatype, t.array.shape) for t in tensors),
+        tuple([(t.name, t.datatype, t.array.shape) for t in tensors]),
     )
     parts: list[bytes | memoryview] = [head]
     if request_id:
-        parts += _field(ID, request_id.encode())
+        text = request_id.encode()
+        parts += field_head(ID, len(text)), text
     for tensor in tensors:
-        parts += _field(RAW, to_bytes(tensor))
+        values = to_bytes(tensor)
+        parts += field_head(RAW, len(values)), values
     return b"".join(parts)
 
 
 def encode_streamed(answer: bytes) -> bytes:
     """One answer in a stream, marked as the last that its request gets."""
-    return b"".join(_field(STREAMED, answer + FINAL))
+    return b"".join((field_head(STREAMED, len(answer) + len(FINAL)), answer, FINAL))
 
 
-def encode_stream_failure(asked: Any, reason: str) -> bytes:
-    """A failure in a stream; `asked`, where it could be read, says whose."""
+def encode_stream_failure(payload: bytes, reason: str) -> bytes:
+    """A failure in a stream; the request's bytes, where they can be read, say whose."""
     told_of = AnswerMessage()
-    if asked is not None:
+    with suppress(InvalidRequest):
+        asked = parse(payload)
         told_of.model_name, told_of.model_version = asked.model_name, asked.model_version
         told_of.id = asked.id
     told_of.parameters["triton_final_response"].bool_param = True
@@ -146,8 +150,12 @@ def _number(asked: Any, name: str) -> Any:
     """A request's own parameter, 0 where it has none; a text where it came as one."""
     if not asked.parameters or name not in asked.parameters:
         return 0
-    given = asked.parameters[name]
-    return getattr(given, given.WhichOneof("parameter_choice") or "int64_param")
+    return _chosen(asked.parameters[name])
+
+
+def _chosen(parameter: Any) -> Any:
+    """A parameter's value, of whatever type it has; 0 where it has none."""
+    return getattr(parameter, parameter.WhichOneof("parameter_choice") or "int64_param")
 
 
 def encode_metadata(known: ModelMetadata) -> bytes:
@@ -187,16 +195,17 @@ def encode_index(entries: Sequence[IndexEntry]) -> bytes:
     return found
 
 
-def model_meant(asked: Any, known: Collection[str]) -> str:
-    """The model that a load or unload names.
+def decode_change(asked: Any) -> tuple[str, dict[str, Any]]:
+    """(model, the same as HTTP's body) of a load or unload.
 
-    KServe's clients have the model's name in field 1, where others have the repository's.
+    KServe's clients have the model's name in field 1, where others have the repository's, of which
+    there is one without a name. Raises `InvalidRequest`.
     """
-    if not asked.model_name and asked.repository_name in known:
-        return str(asked.repository_name)
-    if not asked.model_name:
+    name = str(asked.model_name or asked.repository_name)
+    if not name:
         raise InvalidRequest("model_name: expected the name of a model, got nothing")
-    return str(asked.model_name)
+    given = {key: _chosen(value) for key, value in asked.parameters.items()}
+    return name, {"parameters": given}
 
 
 def _head(item: Any, number: int, check: Check | None) -> tuple[str, TensorType, list[int]]:
@@ -304,17 +313,14 @@ def _answer_head(
     return found
 
 
-def _field(tag: bytes, payload: bytes | memoryview) -> tuple[bytes, bytes, bytes | memoryview]:
-    """A length-delimited field."""
-    return tag, _varint(len(payload)), payload
-
-
-def _varint(value: int) -> bytes:
-    parts = bytearray()
-    while value > 0x7F:
-        parts.append(value & 0x7F | 0x80)
-        value >>= 7
-    parts.append(value)
+@lru_cache(maxsize=1024)
+def field_head(tag: int, size: int) -> bytes:
+    """What comes before the `size` bytes of a field: its tag and that length."""
+    parts = bytearray((tag,))
+    while size > 0x7F:
+        parts.append(size & 0x7F | 0x80)
+        size >>= 7
+    parts.append(size)
     return bytes(parts)
 
 

@@ -321,15 +321,26 @@ class ModelSettings(Section):
 
 
 class ControlSettings(Section):
-    """The control plane: a listener of its own that loads and unloads models."""
+    """The control plane: listeners of its own that load and unload models."""
 
     host: str = Field("127.0.0.1", description="address of the control plane")
     port: int | None = Field(
         None,
         ge=0,
         le=65535,
-        description="its TCP port; 0 takes a free one; left out: there is none",
+        description="its TCP port for HTTP; 0 takes a free one; left out: there is none",
     )
+    grpc_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="its TCP port for gRPC; 0 takes a free one; left out: there is none",
+    )
+
+    @property
+    def enabled(self) -> bool:
+        """Whether there is one."""
+        return self.port is not None or self.grpc_port is not None
 
 
 class SupervisionSettings(Section):
@@ -402,7 +413,7 @@ class Settings(Section):
     @property
     def managed(self) -> bool:
         """Whether models may come and go while serving."""
-        return self.control.port is not None or self.repository.poll_seconds > 0
+        return self.control.enabled or self.repository.poll_seconds > 0
 
 
 def load(path: Path) -> Settings:
@@ -420,7 +431,7 @@ def check_control(settings: Settings) -> None:
     """Raise `ConfigError` for a control plane that strangers can reach."""
     host = settings.control.host
     guarded = settings.access.keys_file or settings.tls.client_ca
-    if settings.control.port is not None and not is_loopback(host) and not guarded:
+    if settings.control.enabled and not is_loopback(host) and not guarded:
         raise ConfigError(
             f"control.host {host!r} can be reached from other machines, and there are neither keys "
             "nor client certificates to guard what loads and unloads models: give --keys or "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -259,38 +259,6 @@ class DataPlane:
                 done(request, InferResponse(slot.name, slot.text, digest, outputs))
 
         return model.infer(request, answered, call)
-
-    async def infer(
-        self, name: str, version: str | None, request: InferRequest, call: Call | None = None
-    ) -> InferResponse:
-        """The same as something to await; cancelled, it gives up its place in the queue."""
-        future: asyncio.Future[InferResponse] = asyncio.get_running_loop().create_future()
-
-        def done(request: InferRequest, answer: InferResponse | ServingError) -> None:
-            if future.done():
-                return
-            if isinstance(answer, ServingError):
-                future.set_exception(answer)
-            else:
-                future.set_result(answer)
-
-        entry = self.submit(name, version, lambda contract: request, done, call)
-        try:
-            return await future
-        finally:
-            entry.cancel()
-
-    def check(
-        self, name: str, version: str | None, call: Call | None = None
-    ) -> Callable[[str, str, Sequence[int]], None]:
-        """Holds an input's name, datatype and shape against the model, before its data is read.
-
-        Raises `NotFound` or `NotReady` unless the model answers.
-        """
-        _, model = self._repository.get(name, version)
-        if call is not None:
-            call.meter, call.digest = model.meter, model.bundle.digest
-        return model.contract.check
 
     def inputs(self, name: str, version: str | None) -> tuple[TensorSpec, ...]:
         """What the model takes, without the rest of its metadata."""

@@ -15,7 +15,7 @@ from serving.telemetry import log
 
 __all__ = ["StartError", "launch", "worker_count"]
 
-CONTROL_PORT = "--control-port"
+CONTROL_PORT, CONTROL_GRPC_PORT = "--control-port", "--control-grpc-port"
 
 
 def launch(path: Path, settings: Settings) -> None:
@@ -36,9 +36,11 @@ def launch(path: Path, settings: Settings) -> None:
 
     with ExitStack() as stack:
         doors = _doors(settings, count, stack)
-        if "control" in doors:
-            where = url(doors["control"][0], "https" if settings.tls.certificate else "http")
-            print(f"control: load and unload on {where}", file=sys.stderr, flush=True)
+        secure = "s" if settings.tls.certificate else ""
+        for door, scheme in (("control", "http"), ("control_grpc", "grpc")):
+            if door in doors:
+                where = url(doors[door][0], f"{scheme}{secure}")
+                print(f"control: load and unload on {where}", file=sys.stderr, flush=True)
         serve(settings, doors, work)
 
 
@@ -55,6 +57,8 @@ def _doors(settings: Settings, count: int, stack: ExitStack) -> dict[str, list[s
         add("grpc", reserved(http.host, grpc.port, count, "--grpc-port, or --no-grpc"))
     if control.port is not None:
         add("control", listening(control.host, control.port, http.backlog, count, CONTROL_PORT))
+    if control.grpc_port is not None:
+        add("control_grpc", reserved(control.host, control.grpc_port, count, CONTROL_GRPC_PORT))
     return doors
 
 

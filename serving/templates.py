@@ -127,7 +127,7 @@ class Reader:
         request = self._strictly(body, header_length)
         # Where their bytes are not all that follows, some input came within the JSON.
         binary = sum(tensor.array.nbytes for tensor in request.inputs)
-        if _is_numeric(request) and length + binary == len(body):
+        if request.id is None and is_numeric(request) and length + binary == len(body):
             self._remember(frame, Template.of(request))
         return request
 
@@ -172,7 +172,7 @@ def _numbers_start(body: bytes) -> int:
 
 def _is_plain(frame: tuple[bytes, bytes], request: InferRequest) -> bool:
     """Whether what was cut out is the data of the only input, whatever else the JSON says."""
-    if len(request.inputs) != 1 or not _is_numeric(request):
+    if len(request.inputs) != 1 or request.id is not None or not is_numeric(request):
         return False
     try:
         skeleton = orjson.loads(b"[]".join(frame))
@@ -182,8 +182,6 @@ def _is_plain(frame: tuple[bytes, bytes], request: InferRequest) -> bool:
     return len(skeleton["inputs"]) == 1 and item.get("data") == []
 
 
-def _is_numeric(request: InferRequest) -> bool:
-    """Whether all of it but its numbers may well come again."""
-    return request.id is None and all(
-        tensor.array.size and tensor.array.dtype.kind in TYPES for tensor in request.inputs
-    )
+def is_numeric(request: InferRequest) -> bool:
+    """Whether its tensors are numbers, which can be taken out of what comes again."""
+    return all(t.array.size and t.array.dtype.kind in TYPES for t in request.inputs)

@@ -148,8 +148,7 @@ def to_json(tensor: Tensor) -> bytes:
 
 def to_bytes(tensor: Tensor) -> bytes | memoryview:
     if not tensor.array.dtype.hasobject:
-        array = np.ascontiguousarray(tensor.array)
-        return array.tobytes()
+        return tensor.array.tobytes()
     encoded = [_as_text(value).encode() for value in tensor.array.reshape(-1)]
     return b"".join(len(text).to_bytes(4, "little") + text for text in encoded)
 

@@ -43,6 +43,9 @@ class Workers(click.ParamType[int | str]):
     help="TCP port, this machine's only, that loads and unloads models.  [default: none]",
 )
 @click.option(
+    "--control-grpc-port", type=int, help="The same for clients of gRPC.  [default: none]"
+)
+@click.option(
     "--provider",
     type=click.Choice(["cpu", "prefer", "require"]),
     help="CUDA: never, where it is there, or not without it.  [default: cpu]",
@@ -109,6 +112,7 @@ def with_options(settings: Settings, options: dict[str, Any]) -> Settings:
         "grpc": ("grpc", "enabled"),
         "access_log": ("http", "access_log"),
         "control_port": ("control", "port"),
+        "control_grpc_port": ("control", "grpc_port"),
         "keys": ("access", "keys_file"),
         "tls_cert": ("tls", "certificate"),
         "tls_key": ("tls", "key"),

@@ -22,8 +22,7 @@ import pytest
 
 from serving.access_log import AccessLog
 from serving.books import Books
-from serving.call import Call
-from serving.codec_proto import encode, encode_streamed, model_meant, parse
+from serving.codec_proto import decode_change, encode, encode_streamed, parse
 from serving.config import GrpcSettings, Settings
 from serving.dataplane import DataPlane
 from serving.proto.inference import (
@@ -36,7 +35,8 @@ from serving.proto.inference import (
 )
 from serving.protocol import InferResponse, Tensor
 from serving.repository import Repository
-from serving.rpc import ELSEWHERE, MAX_DETAILS, STATUS, RpcServer, told
+from serving.rpc import ELSEWHERE, RpcServer
+from serving.rpc_calls import MAX_DETAILS, STATUS, told
 from tests.serving.bundles import TYPES, digits_rows, make_bundle
 from tests.serving.live import ROOT, Live, tensor
 from tests.serving.rpc_client import Client, InferRequest, infer_request, outputs
@@ -278,16 +278,13 @@ class Endless(DataPlane):
         super().__init__(repository)
         self.came = self.gave_up = 0
 
-    async def infer(
-        self, name: str, version: str | None, request: Any, call: Call | None = None
-    ) -> InferResponse:
+    def submit(self, *asked: Any) -> Any:
         self.came += 1
-        try:
-            await asyncio.get_running_loop().create_future()
-        except asyncio.CancelledError:
-            self.gave_up += 1
-            raise
-        raise AssertionError("it never ends by itself")
+        return self
+
+    def cancel(self) -> None:
+        """What came back from `submit` is told that nobody waits any more."""
+        self.gave_up += 1
 
 
 def test_whoever_gives_up_is_given_up(bundle: Path) -> None:
@@ -553,8 +550,7 @@ def test_a_model_that_cannot_be_served_ends_the_process(start: Start, tmp_path: 
 def test_every_failure_has_a_code() -> None:
     from serving import errors
 
-    foreseen = set(errors.ServingError.__subclasses__()) - {errors.ModelRefused}
-    assert foreseen <= set(STATUS)
+    assert set(errors.ServingError.__subclasses__()) <= set(STATUS)
     for kind, code in STATUS.items():
         assert told(kind("a reason")) == (code, "a reason")
     assert told(errors.InvalidRequest("é" * 5000))[1] == "é" * (MAX_DETAILS // 2)
@@ -566,11 +562,14 @@ def test_every_failure_has_a_code() -> None:
 
 def test_a_load_names_its_model_in_either_field() -> None:
     Load = message("inference.RepositoryModelLoadRequest")
-    assert model_meant(Load(model_name="a"), ["b"]) == "a"
-    assert model_meant(Load(repository_name="b"), ["b"]) == "b"
-    assert model_meant(Load(repository_name="b", model_name="a"), ["b"]) == "a"
+    for asked in (
+        Load(model_name="a"),
+        Load(repository_name="a"),
+        Load(repository_name="r", model_name="a"),
+    ):
+        assert decode_change(asked) == ("a", {"parameters": {}})
     with pytest.raises(Exception, match="expected the name of a model"):
-        model_meant(Load(repository_name="c"), ["b"])
+        decode_change(Load())
 
 
 @pytest.mark.parametrize("size", [0, 1, 127, 128, 16_383, 16_384, 3_000_000])

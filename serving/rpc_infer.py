@@ -1,0 +1,141 @@
+"""Tensors in, tensors out over gRPC: one request a call, or many on a stream."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any
+
+import grpc
+
+from serving import codec_proto, errors
+from serving.call import Call
+from serving.cells import GRPC
+from serving.dataplane import DataPlane
+from serving.proto.inference import INFERENCE
+from serving.proto_templates import Reader
+from serving.protocol import InferRequest, InferResponse
+from serving.rpc_access import Metadata
+from serving.rpc_calls import NAMES, OK, UNAVAILABLE, Calls, given_up, told
+from serving.telemetry import log
+
+INFER, STREAM = f"/{INFERENCE}/ModelInfer", f"/{INFERENCE}/ModelStreamInfer"
+
+
+class Inference:
+    """ModelInfer and ModelStreamInfer. `pipelined`: requests of one stream that may wait.
+
+    Once `leaving` is set, new calls are refused, open streams end after what they had been sent,
+    and `last_refused` says when, by `time.monotonic`, somebody was last told to go.
+    """
+
+    def __init__(self, plane: DataPlane, calls: Calls, pipelined: int) -> None:
+        self._plane = plane
+        self._calls = calls
+        self._pipelined = pipelined
+        self._reader = Reader()
+        self.leaving = asyncio.Event()
+        self.last_refused = 0.0
+
+    def infer(self, payload: bytes, context: Any, call: Call) -> Coroutine[Any, Any, bytes]:
+        """ModelInfer."""
+        if self.leaving.is_set():
+            self.last_refused = time.monotonic()
+            raise errors.NotReady("the server is leaving; ask again in a moment")
+        left = context.time_remaining()
+        if left is not None and left <= 0:
+            raise errors.DeadlineExceeded("the deadline had passed when the request came")
+        return self._answer(payload, call)
+
+    async def _answer(self, payload: bytes, call: Call) -> bytes:
+        """One request's answer. Cancelled, it leaves the queue."""
+        answered: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+        def done(request: InferRequest, answer: InferResponse | errors.ServingError) -> None:
+            if answered.done():
+                return
+            try:
+                if isinstance(answer, errors.ServingError):
+                    raise answer
+                answered.set_result(codec_proto.encode(request.id, answer))
+            except Exception as error:
+                answered.set_exception(error)
+
+        model, version, read = self._reader.read(payload)
+        entry = self._plane.submit(model, version, read, done, call)
+        try:
+            return await answered
+        except asyncio.CancelledError:
+            entry.cancel()
+            raise
+
+    async def stream(self, asked: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+        """ModelStreamInfer: answers in the order of the requests, which run beside one another."""
+        waiting: asyncio.Queue[asyncio.Task[bytes] | None] = asyncio.Queue(self._pipelined)
+        running: set[asyncio.Task[Any]] = set()
+        reader = asyncio.create_task(self._read(asked, context, waiting, running))
+        task = asyncio.current_task()
+        assert task is not None
+        self._calls.open.add(task)
+        try:
+            while (answer := await waiting.get()) is not None:
+                yield await answer
+                running.discard(answer)
+            if self.leaving.is_set():
+                context.set_code(UNAVAILABLE)
+                context.set_details("the server is leaving; open another stream")
+        finally:
+            self._calls.open.discard(task)
+            for left in (reader, *running):
+                left.cancel()
+
+    async def _read(
+        self,
+        asked: AsyncIterator[bytes],
+        context: Any,
+        waiting: asyncio.Queue[asyncio.Task[bytes] | None],
+        running: set[asyncio.Task[Any]],
+    ) -> None:
+        """Start each request as it comes; at the end, or when leaving, say that there are no more."""
+        leaving = asyncio.create_task(self.leaving.wait())
+        metadata = context.invocation_metadata() or ()
+        try:
+            while not leaving.done():
+                coming = asyncio.ensure_future(anext(asked, None))
+                await asyncio.wait({coming, leaving}, return_when=asyncio.FIRST_COMPLETED)
+                if not coming.done():
+                    coming.cancel()
+                    break
+                payload = coming.result()
+                if payload is None:
+                    break
+                answer = asyncio.create_task(self._streamed(payload, context, metadata))
+                running.add(answer)
+                await waiting.put(answer)
+        except Exception as error:  # grpc's, for a call that has ended; whoever waits must not hang
+            log("warning", "a stream broke off", kind=type(error).__name__)
+        finally:
+            leaving.cancel()
+        await waiting.put(None)
+
+    async def _streamed(self, payload: bytes, context: Any, metadata: Metadata) -> bytes:
+        """One request of a stream; its failure is an answer like any other."""
+        arrived = time.perf_counter()
+        call, answer = Call(), b""
+        code: grpc.StatusCode | None = None
+        try:
+            answer = codec_proto.encode_streamed(await self._answer(payload, call))
+            code = OK
+        except Exception as error:
+            call.failed(error)
+            code, details = told(error)
+            answer = codec_proto.encode_stream_failure(payload, details)
+        finally:
+            if code is None:
+                code = given_up(call, context)
+            self._calls.books.note(
+                *(call, GRPC, "GRPC", STREAM, NAMES[code], *self._calls.named(metadata)),
+                *(len(payload), len(answer), arrived),
+            )
+        return answer
