@@ -1,7 +1,7 @@
 """The control plane: what operators may have changed while serving, in every worker.
 
-Off unless `control.port` is set, and then on a listener of its own. It loads what lies in the
-repository's folder and nothing else: no address to fetch from, no file sent along, no other
+Off unless it is given a port, for HTTP or gRPC, and then on a listener of its own. It loads what lies
+in the repository's folder and nothing else: no address to fetch from, no file sent along, no other
 contract than the bundle's own.
 """
 
