@@ -1,7 +1,9 @@
 """Requests that wait together run together: a pure policy, and the driver that carries it out.
 
 Nothing ever waits for company. What one poll of the sockets delivered is joined, or, where a
-thread runs the model, what gathered while it was busy.
+thread runs the model, what gathered while it was busy. Such a thread is handed its next batch
+before it is done with one, once there is a full one: under load the way to the event loop and back
+would leave it idle just when there is most to do.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import asyncio
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Executor
+from contextlib import suppress
 from dataclasses import dataclass
 from math import inf
 from typing import Any, Protocol
@@ -32,8 +35,9 @@ Arrays = Mapping[str, np.ndarray]
 Run = Callable[[Arrays], Arrays]
 """Inputs by name `[rows, ...]` to outputs by name `[rows, ...]`."""
 
-Timed = tuple[list["Arrays | Exception"], float, float]
-"""What a batch's entries are answered, and when it began and ended, by `time.perf_counter`."""
+Timed = tuple[list["Entry"], list["Arrays | Exception"], float, float]
+"""Whom of a batch it ran for, what they are answered, and when it began and ended, by
+`time.perf_counter`."""
 
 Done = Callable[[Arrays | ServingError], None]
 """Told a request's outputs, or why there are none; once, on the event loop."""
@@ -62,12 +66,16 @@ class Entry:
     timeout: float = inf
     deadline: float = inf
     timer: asyncio.TimerHandle | None = None
+    queue: Batcher | None = None
+    begun: bool = False
     cancelled: bool = False
 
     def cancel(self) -> None:
         """Nobody waits any more: not run if it waits still, and not told in any case."""
         self.cancelled = True
         self.stop_timer()
+        if self.queue is not None:
+            self.queue.departed = True
 
     def stop_timer(self) -> None:
         """Its turn came, or it is off: a timer would keep its arrays."""
@@ -157,6 +165,11 @@ class Batcher:
         self._waiting: list[Entry] = []
         self._rows = 0
         self._scheduled = False
+        """Whether a batch runs, or will be taken at the loop's next turn."""
+        self._running = 0
+        """Batches handed to the thread and not done: one, and one ahead."""
+        self.departed = False
+        """Whether somebody who may still be in the queue has given up."""
         self._in_order = True
         """Whether what waits can run as it came: nothing has a deadline or priority of its own."""
 
@@ -181,15 +194,10 @@ class Batcher:
         if call is not None:
             call.rows = rows
             call.queued = time.perf_counter()
-        if self._waiting and self._is_full(rows):
-            self._forget_cancelled()
-        if self._waiting and self._is_full(rows):
-            raise Overloaded(
-                f"the queue is full: {len(self._waiting)} requests with {self._rows} rows wait, "
-                f"at most {limits.queue_requests} and {limits.queue_rows} may"
-            )
+        if self._waiting:
+            self.check_room(rows)
         level = priority or limits.default_priority
-        entry = Entry(arrays, rows, signature, done, level, call)
+        entry = Entry(arrays, rows, signature, done, level, call, queue=self)
         if timeout or level != limits.default_priority:
             self._in_order = False
             if timeout:
@@ -198,6 +206,8 @@ class Batcher:
         self._rows += rows
         if not self._scheduled:
             self._schedule(asyncio.get_running_loop())
+        elif self._running == 1:
+            self._go_ahead(asyncio.get_running_loop())
         return entry
 
     def submit(
@@ -217,6 +227,18 @@ class Batcher:
         future.entry = self.enqueue(arrays, rows, signature, done, call=call)
         return future
 
+    def check_room(self, rows: int = 1) -> None:
+        """Raise `Overloaded` where a request of so many rows would find no place."""
+        if self._waiting and self._is_full(rows):
+            if self.departed:  # looking for them at every refusal would make it dear
+                self._forget_cancelled()
+            if self._waiting and self._is_full(rows):
+                limits = self._settings
+                raise Overloaded(
+                    f"the queue is full: {len(self._waiting)} requests with {self._rows} rows "
+                    f"wait, at most {limits.queue_requests} and {limits.queue_rows} may"
+                )
+
     def _is_full(self, rows: int) -> bool:
         limits = self._settings
         return len(self._waiting) >= limits.queue_requests or self._rows + rows > limits.queue_rows
@@ -224,6 +246,7 @@ class Batcher:
     def _forget_cancelled(self) -> None:
         self._waiting = [entry for entry in self._waiting if not entry.cancelled]
         self._rows = sum([entry.rows for entry in self._waiting])
+        self.departed = False
 
     def _set_deadline(self, entry: Entry, timeout: float) -> None:
         """Tell a request that it waited too long when it has, whatever the model is busy with."""
@@ -232,7 +255,7 @@ class Batcher:
         entry.timer = loop.call_at(entry.deadline, self._expire, entry)
 
     def _expire(self, entry: Entry) -> None:
-        if not entry.cancelled:
+        if not entry.cancelled and not entry.begun:
             late = WaitedTooLong(
                 f"its turn did not come within the request's timeout of "
                 f"{entry.timeout * 1e6:.0f} microseconds; nothing was run for it"
@@ -265,18 +288,47 @@ class Batcher:
         if not batch:
             self._scheduled = False
         elif self._executor is None or not self.is_slow(sum([entry.rows for entry in batch])):
-            answers, began, ended = self._timed(batch)
-            self._note(batch, began, ended)
+            self._done_with(batch, lambda: self._timed(batch))
             self._scheduled = False
-            self._deliver(batch, answers)
             self._schedule(loop)  # by way of the loop: sockets get their turn in between
         else:
-            work = loop.run_in_executor(self._executor, self._timed, batch)
+            self._hand_over(loop, self._executor, batch)
+            self._go_ahead(loop)
+
+    def _go_ahead(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Hand the thread its next batch early, if it would be no fuller for waiting."""
+        full = self._settings.rows
+        if self._running == 1 and self._executor and self._rows >= full and self.is_slow(full):
+            batch = self._take(ahead=True)
+            if batch:
+                self._hand_over(loop, self._executor, batch)
+
+    def _hand_over(
+        self, loop: asyncio.AbstractEventLoop, executor: Executor, batch: list[Entry]
+    ) -> None:
+        try:
+            work = loop.run_in_executor(executor, self._begun, batch)
+        except RuntimeError as error:  # it was shut down: the model is gone
+            stopped = BackendFailure("the model was unloaded")
+            stopped.__cause__ = error
+            self._deliver(batch, [stopped] * len(batch))
+            if not self._running:
+                self._scheduled = False
+                self._schedule(loop)
+        else:
+            self._running += 1
             work.add_done_callback(lambda done: self._finished(loop, batch, done))
 
     def is_slow(self, rows: int) -> bool:
         """Whether a run of so many rows would hold up the loop for longer than it may."""
         return rows * self._row_seconds * 1000 > self._settings.slow_ms
+
+    def _begun(self, batch: list[Entry]) -> Timed:
+        """In the thread: run for those who have not given up since the batch was handed over."""
+        batch = [entry for entry in batch if not entry.cancelled]
+        for entry in batch:
+            entry.begun = True
+        return self._timed(batch) if batch else ([], [], 0.0, 0.0)
 
     def _timed(self, batch: list[Entry]) -> Timed:
         began = time.perf_counter()
@@ -286,15 +338,19 @@ class Batcher:
         # A glance back over the last few runs: one that was interrupted says little.
         known = self._row_seconds
         self._row_seconds = seconds if known == inf else known + (seconds - known) / 8
-        return answers, began, ended
+        return batch, answers, began, ended
 
-    def _take(self) -> list[Entry]:
-        """The next batch, leaving out those whose client has gone."""
+    def _take(self, ahead: bool = False) -> list[Entry]:
+        """The next batch, leaving out those whose client has gone.
+
+        One taken `ahead` has not begun: who waits too long until then is told so.
+        """
         waiting = [entry for entry in self._waiting if not entry.cancelled]
+        self.departed = False
         if not self._in_order:
             waiting = self._ordered(waiting)
         chosen = select(waiting, self._settings.rows)
-        if not self._in_order:
+        if not self._in_order and not ahead:
             for at in chosen:
                 waiting[at].stop_timer()
         if len(chosen) == len(waiting):
@@ -302,7 +358,7 @@ class Batcher:
             return waiting
         taken = set(chosen)
         self._waiting = [entry for at, entry in enumerate(waiting) if at not in taken]
-        self._rows = sum(entry.rows for entry in self._waiting)
+        self._rows = sum([entry.rows for entry in self._waiting])
         return [waiting[at] for at in chosen]
 
     def _ordered(self, waiting: list[Entry]) -> list[Entry]:
@@ -323,17 +379,30 @@ class Batcher:
         batch: list[Entry],
         done: asyncio.Future[Timed],
     ) -> None:
-        if done.cancelled() or done.exception() is not None:
+        self._running -= 1
+        self._done_with(batch, done.result)
+        if self._running:
+            self._go_ahead(loop)
+        else:
+            self._scheduled = False
+            self._schedule(loop)
+
+    def _done_with(self, batch: list[Entry], timed: Callable[[], Timed]) -> None:
+        """Tell a batch its answers; where there are none, whatever the cause, that it has failed."""
+        try:
+            ran, answers, started, ended = timed()
+            self._note(ran, started, ended)
+        except (Exception, asyncio.CancelledError) as error:
+            if isinstance(error, Exception):  # the other is a thread that was told to end
+                log("error", "internal error", kind=type(error).__name__, where="a batch")
             stopped = BackendFailure("the model's thread was stopped")
             self._deliver(batch, [stopped] * len(batch))
         else:
-            answers, started, ended = done.result()
-            self._note(batch, started, ended)
-            self._deliver(batch, answers)
-        self._scheduled = False
-        self._schedule(loop)
+            self._deliver(ran, answers)
 
     def _note(self, batch: Sequence[Entry], started: float, ended: float) -> None:
+        if not batch:
+            return
         rows = 0
         for entry in batch:
             rows += entry.rows
@@ -345,6 +414,8 @@ class Batcher:
     @staticmethod
     def _deliver(batch: Sequence[Entry], answers: Sequence[Arrays | Exception]) -> None:
         for entry, answer in zip(batch, answers, strict=True):
+            if entry.timer is not None:
+                entry.stop_timer()
             if entry.cancelled:
                 continue
             if isinstance(answer, Exception) and not isinstance(answer, ServingError):
@@ -355,6 +426,8 @@ class Batcher:
                 entry.done(answer)
             except Exception as error:  # a defect of ours; the neighbours get their answers
                 log("error", "internal error", kind=type(error).__name__, where="an answer's way")
+                with suppress(Exception):  # and this one is not left waiting for ever
+                    entry.done(BackendFailure("the answer could not be told"))
 
 
 def _check_rows(answers: Arrays, rows: int) -> None:

@@ -243,12 +243,14 @@ class DataPlane:
         """Run a model on what `read` makes of a request; `done` is told both, later.
 
         An unknown model is told before a bad tensor: `read` is only called for one that answers,
-        and gets its contract, so that a bad shape is told before its data is read. Raises
-        `NotFound`, `NotReady` and what `read` and `Model.infer` raise.
+        and gets its contract, so that a bad shape is told before its data is read; nor is it where
+        the queue is full, as reading what is then refused would take the model's time. Raises
+        `NotFound`, `NotReady`, `Overloaded` and what `read` and `Model.infer` raise.
         """
         slot, model = self._repository.get(name, version)
         if call is not None:
             call.meter, call.digest = model.meter, model.bundle.digest
+        model.check_room()
         request = read(model.contract)
 
         def answered(outputs: tuple[Tensor, ...] | ServingError) -> None:
@@ -259,6 +261,20 @@ class DataPlane:
                 done(request, InferResponse(slot.name, slot.text, digest, outputs))
 
         return model.infer(request, answered, call)
+
+    def check(
+        self, name: str, version: str | None, call: Call | None = None
+    ) -> Callable[[str, str, Sequence[int]], None]:
+        """Holds an input's name, datatype and shape against the model, before its data is read.
+
+        Raises `NotFound` or `NotReady` unless the model answers, `Overloaded` where its queue is
+        full.
+        """
+        _, model = self._repository.get(name, version)
+        if call is not None:
+            call.meter, call.digest = model.meter, model.bundle.digest
+        model.check_room()
+        return model.contract.check
 
     def inputs(self, name: str, version: str | None) -> tuple[TensorSpec, ...]:
         """What the model takes, without the rest of its metadata."""

@@ -88,6 +88,10 @@ class Model:
         """Have what this model does be counted there."""
         self.meter = self._batcher.meter = meter
 
+    def check_room(self) -> None:
+        """Raise `Overloaded` where the queue is full: known before anything of a request is read."""
+        self._batcher.check_room()
+
     def infer(
         self,
         request: InferRequest,

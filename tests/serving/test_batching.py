@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from serving.batching import Arrays, Batcher, select
 from serving.config import BatchSettings
-from serving.errors import BackendFailure, Overloaded
+from serving.errors import BackendFailure, Overloaded, ServingError, WaitedTooLong
 from serving.runtime import open_session
 from tests.serving.bundles import digits_graph, digits_rows
 
@@ -144,6 +144,76 @@ def test_a_thread_gathers_while_it_is_busy() -> None:
 
     asyncio.run(everyone())
     assert runs == [1, 7]
+
+
+def test_a_thread_has_its_next_full_batch_already() -> None:
+    """It goes on while the loop is busy with refusals; who gave up meanwhile is not worked for."""
+    runs: list[list[int]] = []
+    gate, second = threading.Event(), threading.Event()
+
+    def run(arrays: Arrays) -> Arrays:
+        gate.wait(5)
+        runs.append(arrays["x"][:, 0].tolist())
+        if len(runs) == 2:
+            second.set()
+        return double(arrays)
+
+    async def everyone() -> None:
+        batcher = Batcher(run, BatchSettings(rows=4), ThreadPoolExecutor(1))
+        told: list[Arrays | ServingError] = []
+
+        def ask(number: int, timeout: float = 0.0) -> None:
+            one = {"x": np.full((1, 1), number)}
+            batcher.enqueue(one, 1, (), told.append, timeout)
+
+        ask(0)
+        await asyncio.sleep(0.02)
+        gone = batcher.submit({"x": np.full((1, 1), 1)}, 1, ())
+        for number in (2, 3, 4, 5):
+            ask(number, timeout=0.04 if number == 2 else 0.0)
+        gone.cancel()
+        await asyncio.sleep(0.1)
+        assert [type(answer) for answer in told] == [WaitedTooLong]
+        gate.set()
+        assert second.wait(5)  # nothing else happens on the loop
+        while len(told) < 5:
+            await asyncio.sleep(0.01)
+        assert not batcher.busy
+
+    asyncio.run(everyone())
+    assert runs == [[0], [3, 4], [5]]
+
+
+def test_a_thread_that_has_ended_leaves_nobody_waiting() -> None:
+    """As when a model is closed whose unloading did not wait for the last request."""
+
+    async def everyone() -> None:
+        executor = ThreadPoolExecutor(1)
+        batcher = Batcher(double, BatchSettings(), executor)
+        executor.shutdown()
+        for _ in range(2):
+            with pytest.raises(BackendFailure, match="unloaded"):
+                await asyncio.wait_for(batcher.submit({"x": np.ones((1, 1))}, 1, ()), 5)
+        assert not batcher.busy
+
+    asyncio.run(everyone())
+
+
+def test_an_answer_that_cannot_be_told_is_told_as_a_failure() -> None:
+    told: list[Arrays | ServingError] = []
+
+    def tell(answer: Arrays | ServingError) -> None:
+        told.append(answer)
+        if not isinstance(answer, ServingError):
+            raise KeyError("an output there is not")
+
+    async def everyone() -> None:
+        batcher = Batcher(double, BatchSettings())
+        batcher.enqueue({"x": np.ones((1, 1))}, 1, (), tell)
+        await batcher.submit({"x": np.ones((1, 1))}, 1, ())
+
+    asyncio.run(everyone())
+    assert [type(answer) for answer in told] == [dict, BackendFailure]
 
 
 def test_only_what_takes_long_leaves_the_loop() -> None:
