@@ -17,7 +17,9 @@ import numpy as np
 import orjson
 
 from pipeline.bundle.tensors import BY_PROTOCOL
+from serving import long_lists
 from serving.errors import InvalidRequest, TooLarge, Unsupported
+from serving.long_lists import LONG_BYTES, LongList
 from serving.protocol import (
     InferRequest,
     InferResponse,
@@ -74,6 +76,13 @@ def check_json(size: int, json_bytes: int) -> None:
             f"the JSON: at most {json_bytes} bytes are accepted (setting http.json_bytes), got "
             f"{size}; send large tensors as binary data"
         )
+
+
+def is_long(size: int, header_length: str) -> bool:
+    """Whether a body of so many bytes has more JSON than is read while others wait."""
+    if header_length.isdecimal() and len(header_length) <= len(str(size)):
+        size = int(header_length)
+    return size > LONG_BYTES
 
 
 def is_raw(header_length: str) -> bool:
@@ -171,7 +180,7 @@ def _object(text: bytes, json_bytes: int) -> dict[str, Any]:
     collecting = gc.isenabled()
     gc.disable()  # a million lists hold no cycle, and looking for one takes longer than they do
     try:
-        value = orjson.loads(text)
+        value = long_lists.loads(text) if len(text) > LONG_BYTES else orjson.loads(text)
     except orjson.JSONDecodeError as error:
         raise InvalidRequest(f"the body is not JSON: {error}") from error
     finally:
@@ -244,7 +253,10 @@ def _input(
     if size is None:
         if "data" not in item:
             raise InvalidRequest(f"{where}: expected 'data' or the parameter 'binary_data_size'")
-        return Tensor(name, kind.protocol, from_json(where, kind, shape, item["data"])), offset
+        data = item["data"]
+        if isinstance(data, LongList):
+            return Tensor(name, kind.protocol, data.array(where, kind, shape)), offset
+        return Tensor(name, kind.protocol, from_json(where, kind, shape, data)), offset
     if "data" in item:
         raise InvalidRequest(f"{where}: expected 'data' or 'binary_data_size', got both")
     if not framed:

@@ -10,10 +10,12 @@ from functools import lru_cache
 from urllib.parse import unquote
 
 from serving.access import Access, Scope, presented, typed
+from serving.apart import Apart, Cancellable
 from serving.compression import IDENTITY, Inflation, accepted, coding, deflated, worthwhile
 from serving.config import CompressionSettings
 from serving.errors import ServingError, Unauthenticated, UnsupportedMedia
-from serving.rest import Cancellable, Handler, Reply, Request, Response, failed
+from serving.rest import Handler, Reply, Request, Response, failed
+from serving.telemetry import log
 
 MAX_PATH = 512
 """Characters of a path whose scope is remembered."""
@@ -127,7 +129,11 @@ class Compressed:
             return None
         if body is not None:
             return self._handler(_without_coding(request, body), reply)
-        return _Inflating(self._handler, request, reply, work, self._threads)
+        return Apart(
+            asyncio.get_running_loop().run_in_executor(self._threads, work.run),
+            lambda body: self._handler(_without_coding(request, body or b""), reply),
+            lambda error: reply(failed(error)),
+        )
 
     def _compressing(self, name: str, reply: Reply) -> Reply:
         """A reply that compresses first what is large enough."""
@@ -142,44 +148,11 @@ class Compressed:
             else:
                 loop = asyncio.get_running_loop()
                 work = loop.run_in_executor(self._threads, _compressed, answer, name, level)
-                work.add_done_callback(lambda done: reply(done.result()))
+                work.add_done_callback(
+                    lambda done: reply(answer if done.cancelled() else done.result())
+                )
 
         return compressing
-
-
-class _Inflating:
-    """A request on its way through a thread, and then wherever it goes next."""
-
-    def __init__(
-        self,
-        handler: Handler,
-        request: Request,
-        reply: Reply,
-        work: Inflation,
-        threads: ThreadPoolExecutor,
-    ) -> None:
-        self._handler, self._request, self._reply = handler, request, reply
-        self._next: Cancellable | None = None
-        self._work = asyncio.get_running_loop().run_in_executor(threads, work.run)
-        self._work.add_done_callback(self._done)
-
-    def cancel(self) -> None:
-        """Nobody waits any more. What a thread has begun it ends, which takes no second."""
-        self._work.cancel()
-        if self._next:
-            self._next.cancel()
-
-    def _done(self, work: asyncio.Future[bytes | None]) -> None:
-        if work.cancelled():
-            return
-        # Asked for, not raised here: its traceback would hold this frame, and so itself and the body.
-        error = work.exception()
-        if error is not None:
-            self._reply(failed(error))
-            return
-        body = work.result()
-        assert body is not None  # without a bound on the step, it is the whole
-        self._next = self._handler(_without_coding(self._request, body), self._reply)
 
 
 def _without_coding(request: Request, body: bytes) -> Request:
@@ -189,7 +162,12 @@ def _without_coding(request: Request, body: bytes) -> Request:
 
 def _compressed(answer: Response, name: str, level: int) -> Response:
     """An answer in fewer bytes, or as it is where there would not be many fewer."""
-    if not worthwhile(answer.body, level):
+    try:
+        if not worthwhile(answer.body, level):
+            return answer
+        body = deflated(answer.body, name, level)
+    except Exception as error:  # zlib out of memory, above all; the answer itself is sound
+        log("error", "an answer could not be compressed", kind=type(error).__name__)
         return answer
     headers = (*answer.headers, ("Content-Encoding", name), ("Vary", "Accept-Encoding"))
-    return replace(answer, body=deflated(answer.body, name, level), headers=headers)
+    return replace(answer, body=body, headers=headers)

@@ -17,13 +17,14 @@ from http import HTTPStatus
 from math import inf
 from typing import cast
 
+from serving.apart import Cancellable
 from serving.books import Books
 from serving.cells import HTTP
 from serving.config import HttpSettings
 from serving.freed import release_memory
 from serving.http_reader import Guard, Heads, Reading, RequestReader
 from serving.listening import admit_again, admit_no_more
-from serving.rest import Cancellable, Handler, Request, Response, failure
+from serving.rest import Handler, Request, Response, failure
 from serving.telemetry import log
 from serving.tls import Certificates
 from serving.tracing import trace_id
@@ -126,6 +127,7 @@ class Connection(asyncio.Protocol):
         self._waiting.clear()
         asked, self._answering = self._answering, None
         self._count_held()
+        self._count_unsent(0)
         if self._handling:
             self._handling.cancel()
         if asked:
@@ -134,11 +136,14 @@ class Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._paused_writing = True
-        self._unsent = self._transport.get_write_buffer_size()
+        self._count_unsent(self._transport.get_write_buffer_size())
         self._write_deadline = self._loop.time() + self._limits.write_seconds
+        if self._server.held > self._limits.held_bytes:
+            self._transport.abort()  # there is no room to keep what it does not read
 
     def resume_writing(self) -> None:
         self._paused_writing = False
+        self._count_unsent(0)
         self._write_deadline = inf
         self._answer_next()
 
@@ -165,6 +170,11 @@ class Connection(asyncio.Protocol):
             self._server.let_go = True
         self._server.held += held - self._held
         self._held = held
+
+    def _count_unsent(self, size: int) -> None:
+        """Answers that wait for a client to read them are held as bodies are."""
+        self._server.held += size - self._unsent
+        self._unsent = size
 
     def _stop_reading(self) -> None:
         self._reader.close()
@@ -209,6 +219,13 @@ class Connection(asyncio.Protocol):
 
     def _answered(self, answer: Response) -> None:
         """The reply that handlers call; for a client that has gone it does nothing."""
+        try:
+            self._answer(answer)
+        except Exception as error:  # a defect of ours: better cut off than left waiting for ever
+            log("error", "internal error", kind=type(error).__name__, where="an answer's end")
+            self._transport.abort()
+
+    def _answer(self, answer: Response) -> None:
         asked = self._answering
         if asked is None:
             return
@@ -301,7 +318,8 @@ class Connection(asyncio.Protocol):
             if unsent >= self._unsent:
                 self._transport.abort()
                 return
-            self._unsent, self._write_deadline = unsent, now + self._limits.write_seconds
+            self._count_unsent(unsent)
+            self._write_deadline = now + self._limits.write_seconds
         if now <= self._read_deadline:
             return
         match self._reader.state:

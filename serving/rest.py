@@ -7,20 +7,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from http import HTTPStatus
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import parse_qsl, unquote
 from weakref import WeakKeyDictionary, WeakMethod
 
 import orjson
 
 from serving import codec_json, errors, exposition, statistics, templates
+from serving.apart import Apart, Cancellable
 from serving.call import Call
 from serving.contract import Contract
 from serving.control import CLOSED, Control
 from serving.dataplane import DataPlane
+from serving.long_lists import LONG_BYTES
 from serving.manual import Manual, policy
 from serving.protocol import (
     EXTENSIONS,
@@ -68,6 +71,9 @@ FILE_TYPES = ("", BINARY, CURL_DEFAULT)
 MAX_ROUTES, MAX_PATH = 1024, 512
 """Paths whose routes are remembered, and characters of one that is."""
 
+MAX_LONG = 64
+"""Requests with long JSON that may wait to be read."""
+
 TRUE, FALSE = ("true", "1", "yes", ""), ("false", "0", "no")
 
 
@@ -105,12 +111,6 @@ Reply = Callable[[Response], None]
 """Where a request's one answer goes, at once or later, on the event loop."""
 
 
-class Cancellable(Protocol):
-    """What can be told that nobody waits for the answer any more."""
-
-    def cancel(self) -> object: ...
-
-
 Handler = Callable[[Request, Reply], Cancellable | None]
 Route = Callable[[Request, Reply], Response | Awaitable[Response] | Cancellable]
 """Answers now, or with what is awaited; or calls the reply itself, and says how to call it off."""
@@ -137,6 +137,8 @@ class Rest:
         self._control = control
         self._json_bytes = json_bytes
         self._routes: dict[str, tuple[str, Route]] = {}
+        self._long = ThreadPoolExecutor(1, "json")
+        self._reading = 0
         self._readers: WeakKeyDictionary[Contract, templates.Reader] = WeakKeyDictionary()
         self._version = server_version()
         self._manual = Manual(plane, self._version, plane.keys)
@@ -339,10 +341,47 @@ class Rest:
 
         try:
             _check_type(request, INFER_TYPES, f"{JSON} or {BINARY}")
+            if len(request.body) > LONG_BYTES:
+                length = request.headers.get(HEADER_LENGTH, "")
+                if codec_json.is_long(len(request.body), length):
+                    return self._read_apart(name, number, request.body, length, done, reply, call)
             return self._plane.submit(name, number, read, done, call)
         except Exception as error:
             call.failed(error)
             raise
+
+    def _read_apart(
+        self,
+        name: str,
+        number: str | None,
+        body: bytes,
+        length: str,
+        done: Callable[[InferRequest, InferResponse | errors.ServingError], None],
+        reply: Reply,
+        call: Call,
+    ) -> Cancellable:
+        """Have much JSON read in a thread, in which it takes turns with the event loop."""
+        check = self._plane.check(name, number, call)
+        if self._reading >= MAX_LONG:
+            raise errors.Overloaded(f"{self._reading} requests with long JSON wait to be read")
+
+        def then(asked: InferRequest) -> Cancellable:
+            return self._plane.submit(name, number, lambda contract: asked, done, call)
+
+        def fail(error: BaseException) -> None:
+            if isinstance(error, Exception):
+                call.failed(error)
+            reply(failed(error))
+
+        work = asyncio.get_running_loop().run_in_executor(
+            self._long, codec_json.decode, body, length, check, self._json_bytes
+        )
+        self._reading += 1
+        work.add_done_callback(self._was_read)
+        return Apart(work, then, fail)
+
+    def _was_read(self, work: object) -> None:
+        self._reading -= 1
 
     def _reader(self, contract: Contract) -> templates.Reader:
         reader = self._readers.get(contract)
@@ -376,6 +415,12 @@ def _awaited(answer: Awaitable[Response], reply: Reply) -> Cancellable:
     async def wait() -> None:
         try:
             response = await answer
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():  # nobody waits for the answer
+                raise
+            # What it waited for was called off, not the request: the model's threads have ended.
+            response = failed(errors.NotReady("the model was unloaded before it could answer"))
         except Exception as error:
             response = failed(error)
         reply(response)

@@ -10,7 +10,6 @@ sooner.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import orjson
@@ -18,6 +17,7 @@ import simdjson
 
 from pipeline.bundle.tensors import BY_PROTOCOL, TensorType
 from serving import codec_json
+from serving.long_lists import TYPES, WIDE, narrowed
 from serving.protocol import InferRequest, Tensor, WantedOutput
 from serving.tensor_head import Check
 
@@ -32,9 +32,6 @@ MAX_KEPT = 1 << 20
 
 DATA = b'"data":'
 SPACED_DATA = b'"data": '
-TYPES: dict[str, Literal["i", "u", "d"]] = {"i": "i", "u": "u", "f": "d"}
-WIDE = {"i": np.int64, "u": np.uint64, "f": np.float64}
-"""What simdjson calls a kind of number, and what it makes of it, by numpy's letter."""
 
 
 @dataclass(slots=True)
@@ -144,16 +141,8 @@ class Reader:
         except (ValueError, TypeError, RuntimeError):
             self._parser = simdjson.Parser()  # the old one may be held by the error's traceback
             return None
-        if len(wide) != part.count:
-            return None
-        if kind.kind != "f":
-            limits = np.iinfo(kind)
-            if not limits.min <= wide.min() <= wide.max() <= limits.max:
-                return None
-            return wide.astype(kind).reshape(part.shape)
-        with np.errstate(over="ignore"):
-            array = wide.astype(kind)
-        return array.reshape(part.shape) if np.isfinite(array).all() else None
+        array = narrowed(wide, part.kind) if len(wide) == part.count else None
+        return None if array is None else array.reshape(part.shape)
 
     def _remember(self, frame: bytes | tuple[bytes, bytes], template: Template) -> None:
         if len(self._known) >= MAX_KNOWN:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pipeline.cli import main
-from serving.rest import Cancellable, Reply, Request, Rest
+from serving.apart import Cancellable
+from serving.rest import Reply, Request, Rest
 
 KEPT: list[bytes] = []
 answer = Rest.__call__

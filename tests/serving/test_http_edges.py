@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from serving.long_lists import LONG_BYTES
 from tests.serving.bundles import digits_rows
-from tests.serving.live import Live, receive, tensor
+from tests.serving.live import Live, binary, framed, receive, tensor
 
 BODY = json.dumps({"inputs": [tensor("image", digits_rows(1), "UINT8")]}).encode()
 INFER = b"POST /v2/models/digits-test/infer HTTP/1.1\r\nHost: x\r\n"
@@ -279,6 +280,29 @@ def test_data_that_cannot_fit_is_not_converted(server: Live) -> None:
         answer = exchange(server, head + body)
         assert statuses(answer) == [400] and b"expected UINT8 [n,8,8,1]" in answer
         assert time.monotonic() - began < 3
+
+
+def test_long_json_says_what_short_says(server: Live) -> None:
+    """It is read elsewhere, and the client cannot tell."""
+    rows = np.repeat(digits_rows(4), 256, axis=0)
+    asked = {"outputs": [{"name": "logits"}]}
+    answers = []
+    for data in (rows.tolist(), rows.reshape(-1).tolist()):
+        item = {"name": "image", "shape": rows.shape, "datatype": "UINT8", "data": data}
+        body = json.dumps({"inputs": [item], **asked}, indent=1).encode()
+        assert len(body) > LONG_BYTES
+        status, _, answer = server.ask("POST", "/v2/models/digits-test/infer", body)
+        assert status == 200, answer
+        answers.append(answer)
+        status, _, answer = server.ask(
+            "POST", "/v2/models/digits-test/infer", body.replace(b"1024", b"1023", 1)
+        )
+        assert status == 400 and b"input 'image': data: expected 65472 values" in answer
+    head = {"inputs": [binary("image", rows, "UINT8")], **asked}
+    body, headers = framed(head, rows.tobytes())
+    answers.append(server.ask("POST", "/v2/models/digits-test/infer", body, headers)[2])
+    assert answers[0] == answers[1] == answers[2]
+    well(server)
 
 
 def test_absolute_urls_and_queries(server: Live) -> None:
