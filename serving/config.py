@@ -35,7 +35,8 @@ class HttpSettings(Section):
     held_bytes: int = Field(
         1 << 30,
         ge=1,
-        description="bytes of all bodies that are not answered yet; one more that is begun gets 503",
+        description="bytes of all bodies that are not answered yet and of all answers that are not "
+        "read yet; one more body that is begun gets 503, a client that does not read is cut off",
     )
     body_chunks: int = Field(65_536, ge=1, description="chunks of one chunked body")
     header_seconds: float = Field(5.0, gt=0, description="seconds from first byte to last header")
@@ -103,6 +104,9 @@ class TlsSettings(Section):
     )
     handshake_seconds: float = Field(
         5.0, gt=0, description="seconds from connecting to the end of the handshake"
+    )
+    handshakes: int = Field(
+        1024, ge=1, description="handshakes under way at a time over HTTP; one more is cut off"
     )
 
 

@@ -24,6 +24,10 @@ PRIVATE_KEY = re.compile(r"-----BEGIN (?:[A-Z]+ )?PRIVATE KEY-----")
 ENCRYPTED_KEY = re.compile(r"-----BEGIN ENCRYPTED PRIVATE KEY-----|^Proc-Type:.*ENCRYPTED", re.M)
 
 
+class Crowded(ssl.SSLError):
+    """More handshakes are under way than may be."""
+
+
 class Certificates(ssl.SSLContext):
     """What `create_server` is given. Each new connection gets the newest files that are sound.
 
@@ -38,15 +42,42 @@ class Certificates(ssl.SSLContext):
         """Raises `ConfigError` naming the setting, the file and the cause."""
         self.handshake_seconds = settings.handshake_seconds
         self._settings = settings
+        self._clock = clock
+        self._under_way: dict[int, float] = {}
+        """When each handshake that is not done began, the oldest first."""
         self._watched = Watched(files(settings), clock)
         self._current = context(settings)
         warn(settings)
 
     def wrap_bio(self, *arguments: Any, **options: Any) -> ssl.SSLObject:
-        """One connection's TLS, as asyncio and uvloop ask for it."""
+        """One connection's TLS, as asyncio and uvloop ask for it.
+
+        Raises `Crowded`, for which they cut the connection off: who does not end his handshake is
+        no connection yet that the door could count.
+        """
         if self._watched.changed():
             self._read_anew()
-        return self._current.wrap_bio(*arguments, **options)
+        now = self._clock()
+        self._forget_late(now)
+        if len(self._under_way) >= self._settings.handshakes:
+            error = Crowded(1, "too many handshakes are under way (setting tls.handshakes)")
+            error.reason = "TOO_MANY_UNDER_WAY"
+            _tell(error)
+            raise error
+        made = self._current.wrap_bio(*arguments, **options)
+        assert isinstance(made, Conversation)
+        made.under_way = self._under_way
+        self._under_way[id(made)] = now
+        return made
+
+    def _forget_late(self, now: float) -> None:
+        """Those that are cut off for their deadline by now, or whose client has gone."""
+        late = now - self.handshake_seconds
+        while self._under_way:
+            oldest, began = next(iter(self._under_way.items()))
+            if began > late:
+                return
+            del self._under_way[oldest]
 
     def _read_anew(self) -> None:
         try:
@@ -137,6 +168,7 @@ class Conversation(ssl.SSLObject):
 
     _next_told = 0.0
     _untold = 0
+    under_way: dict[int, float]
 
     def do_handshake(self) -> None:
         """Go on with the handshake."""
@@ -145,8 +177,10 @@ class Conversation(ssl.SSLObject):
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
             raise
         except ssl.SSLError as error:
+            self.under_way.pop(id(self), None)
             _tell(error)
             raise
+        self.under_way.pop(id(self), None)
 
 
 def _tell(error: ssl.SSLError) -> None:

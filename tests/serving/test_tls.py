@@ -223,6 +223,28 @@ def test_stalled_handshakes_harm_nobody_and_end(
     assert "Traceback" not in server.told() and "asyncio" not in server.told()
 
 
+def test_handshakes_under_way_are_counted(
+    start: Start, bundle: Path, tmp_path: Path, authority: Authority, pair: Pair
+) -> None:
+    """Those that stall keep others out, as nobody could tell them apart, until their time is up."""
+    config = tmp_path / "serve.toml"
+    config.write_text("[tls]\nhandshake_seconds = 1\nhandshakes = 8\n")
+    server = start(bundle, *options(pair), "--config", str(config))
+    for _ in range(20):  # those that are done count no more
+        assert ask(server, trusting(authority)) == 200
+    stalled = [server.socket() for _ in range(8)]
+    begun = time.monotonic()
+    one_more = server.socket()
+    assert receive(one_more) == b""
+    assert time.monotonic() - begun < 0.9, "cut off at once"
+    for sock in (*stalled, one_more):
+        receive(sock)
+        sock.close()
+    assert ask(server, trusting(authority)) == 200
+    assert '"reason":"TOO_MANY_UNDER_WAY","count":1' in server.told()
+    assert "Traceback" not in server.told() and "asyncio" not in server.told()
+
+
 def test_idle_clients_do_not_hold_up_the_end(
     start: Start, bundle: Path, authority: Authority, pair: Pair
 ) -> None:
