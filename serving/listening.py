@@ -26,6 +26,12 @@ TRIES = 5
 """A free port can be taken by another process before all workers have it."""
 
 
+UNSENT_BYTES = 128 << 10
+"""What the kernel takes of an answer beyond what the network has room for, on each connection. Left
+to itself it takes megabytes: a client that asks and does not read would have answers made for all of
+them, and hundreds of such clients hundreds of megabytes and all of the server's time."""
+
+
 class StartError(Exception):
     """The server cannot start; the message says what to change."""
 
@@ -39,9 +45,20 @@ def listening(
     """
     sockets = _sockets(host, port, count, option, shared=count > 1)
     for sock in sockets:
+        _bound_unsent(sock)
         sock.listen(backlog)
         sock.setblocking(False)
     return sockets
+
+
+def _bound_unsent(sock: socket.socket) -> None:
+    """Limit what is not sent yet; the connections that a socket accepts inherit it.
+
+    Unlike a small send buffer it costs a fast client far away nothing: what is on its way to him is
+    not counted.
+    """
+    if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
 
 
 def reserved(host: str, port: int, count: int, option: str) -> list[socket.socket]:
