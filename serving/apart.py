@@ -45,9 +45,9 @@ class Apart(Generic[Made]):
         if self._off:
             return
         # Asked for, not raised here: its traceback would hold this frame, and so itself and the body.
-        error = asyncio.CancelledError() if work.cancelled() else work.exception()
-        if error is not None:
-            self._failed(error)
+        failure = asyncio.CancelledError() if work.cancelled() else work.exception()
+        if failure is not None:
+            self._failed(failure)
             return
         try:
             self._next = self._then(work.result())

@@ -46,7 +46,9 @@ def loads(text: bytes) -> Any:
     Raises `orjson.JSONDecodeError`, and `InvalidRequest` for a long list that is none.
     """
     mark = secrets.token_hex(8)  # no sender can write what stands for another's list
-    parts, lists, kept, at = [], {}, 0, 0
+    parts: list[bytes] = []
+    lists: dict[str, LongList] = {}
+    kept = at = 0
     for _ in range(MAX_TENSORS):
         at = text.find(DATA, at)
         opening = OPENING.match(text, at) if at >= 0 else None

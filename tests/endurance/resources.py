@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Iterator
@@ -47,6 +48,16 @@ def held(pid: int) -> Held:
             descriptors += sum(1 for _ in (place / "fd").iterdir())
             threads += sum(1 for _ in (place / "task").iterdir())
     return Held(memory, descriptors, threads)
+
+
+def cpu_seconds(pid: int) -> float:
+    """What a process and its children have used of all cores so far."""
+    ticks = 0
+    for member in family(pid):
+        with suppress(OSError):  # it has just ended
+            fields = (PROC / str(member) / "stat").read_text().rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def descriptors_return(pid: int, to: int, seconds: float = 10.0) -> int:

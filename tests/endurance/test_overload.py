@@ -16,6 +16,7 @@ from serving.load.outcome import Outcome
 from tests.endurance.conftest import Start
 from tests.endurance.figures import report
 from tests.endurance.load import NAME, good_requests, loaded, make_work_bundle, peak
+from tests.endurance.resources import cpu_seconds
 from tests.endurance.scale import sized
 from tests.serving.live import Live
 
@@ -95,6 +96,9 @@ class Round:
     outcome: Outcome
     refused: list[tuple[float, int, str | None, float]]
     back: float
+    cores: float
+    """What the server used of the machine meanwhile. Where that and the generator's share are less
+    than there are cores, neighbours have taken the rest."""
 
     @property
     def share(self) -> float:
@@ -119,6 +123,7 @@ class Round:
             probe_refusals=len(self.refused),
             probe_refusal_ms_max=max((took for *_, took in self.refused), default=0.0) * 1e3,
             generator=figures["generator"],
+            server_cores=self.cores,
             back_to_normal_s=self.back,
         )
 
@@ -154,12 +159,14 @@ def overloaded(server: Live) -> Round:
         connections=CONNECTIONS, seconds=SECONDS, warm_up=1.0, rate=TIMES * before, patience=2.0
     )
     with Prober(server) as prober:
+        began, used = time.perf_counter(), cpu_seconds(server.process.pid)
         outcome = loaded(server, good_requests(server, DEADLINE), plan)
         end = time.perf_counter()
+        cores = (cpu_seconds(server.process.pid) - used) / (end - began)
         time.sleep(sized(1.0, BACK_SECONDS + 1))
     most = (before + peak(server, sized(1.0, 20.0))) / 2
     refused = [answer for answer in prober.answers if answer[1] == 503]
-    return Round(most, outcome, refused, prober.normal_after(end, usual))
+    return Round(most, outcome, refused, prober.normal_after(end, usual), cores)
 
 
 @pytest.mark.timeout(300 + 3 * int(SECONDS))
