@@ -39,8 +39,11 @@ IMPATIENT = (
     f"write_seconds = {READ_WAITS}\n"
 )
 ARRIVAL_SECONDS = sized(0.01, 0.04)
-"""Between two clients. What one asks fills its buffers, some megabytes on this side of a loopback,
-and making that is work that others wait for, however fast anybody reads."""
+"""Between two clients. Making what fills a client's buffers is work that others wait for."""
+
+MADE = 3
+"""Of the answers that a client asks for and does not read, so many are made at most: what fills its
+buffers and the kernel's, which takes megabytes of them unless it is told otherwise."""
 
 PICTURE = digits_rows(1)
 BODY, LENGTH = framed(
@@ -143,11 +146,14 @@ def test_a_crowd(
     with GoodClient(server.port, good.request, good.answer, RATE) as steady:
         ends, longest = asyncio.run(crowd(server.port, client))
     last = descriptors_return(server.process.pid, first.descriptors)
+    _, told = server.json("GET", "/v2/models/wide/stats")
+    made = told["model_stats"][0]["inference_count"]
     unharmed(
         before,
         steady.stretch,
         f"slow: {client.__name__}",
         clients=CLIENTS,
+        wide_answers=made,
         longest_s=longest,
         heard={line.decode(): count for line, count in ends.items()},
         descriptors=f"{first.descriptors} to {last}",
@@ -157,3 +163,4 @@ def test_a_crowd(
     limit = 2 * READ_WAITS if client is slow_readers else WAITS
     assert longest < limit + SLACK
     assert last <= first.descriptors
+    assert made <= MADE * CLIENTS
