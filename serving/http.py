@@ -457,15 +457,20 @@ class HttpServer:
         metrics.in_flight(HTTP, sum(connection.answering for connection in self._connections))
 
     def _sweep(self) -> None:
+        # First of all: whatever fails in here, the deadlines go on being kept.
+        self._sweeper = self.loop.call_later(SWEEP_SECONDS, self._sweep)
         now = self.loop.time()
         self.date = _date()
         for connection in list(self._connections):
-            connection.sweep(now)
+            try:
+                connection.sweep(now)
+            except Exception as error:
+                log("error", "internal error", kind=type(error).__name__, where="a deadline")
+                connection.abort()
         if self.let_go and self.held < LARGE_BYTES and now >= self._release_at:
             self.let_go, self._release_at = False, now + RELEASE_SECONDS
             release_memory()
         self.books.tick()
-        self._sweeper = self.loop.call_later(SWEEP_SECONDS, self._sweep)
 
 
 @lru_cache(maxsize=256)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -19,13 +20,18 @@ from serving.rest import Handler, Reply, Request, Response, _awaited
 ASK = b"GET / HTTP/1.1\r\nHost: x\r\nAccept-Encoding: gzip\r\n\r\n"
 
 
-async def ask(handler: Handler) -> bytes:
+async def ask(
+    handler: Handler, sent: bytes = ASK, sampler: Callable[[], None] = lambda: None
+) -> bytes:
     """What a client hears until the answer is whole, or the connection ends."""
     sock = socket.create_server(("127.0.0.1", 0))
-    server = HttpServer(handler, HttpSettings(), Books(Metrics(), AccessLog(False)))
+    metrics = Metrics()
+    metrics.samplers.append(sampler)
+    settings = HttpSettings(header_seconds=0.6)
+    server = HttpServer(handler, settings, Books(metrics, AccessLog(False)))
     await server.start(sock)
     reader, writer = await asyncio.open_connection(*sock.getsockname(), limit=1 << 20)
-    writer.write(ASK)
+    writer.write(sent)
     try:
         return await asyncio.wait_for(reader.readuntil(b"whole"), 5)
     except asyncio.IncompleteReadError as error:
@@ -34,6 +40,7 @@ async def ask(handler: Handler) -> bytes:
         return b""
     finally:
         writer.close()
+        metrics.samplers.clear()
         await server.drain(0)
 
 
@@ -57,6 +64,14 @@ def test_an_answer_that_cannot_be_sent_ends_the_connection() -> None:
         return asyncio.get_running_loop().call_later(0.01, reply, unsendable)
 
     assert asyncio.run(ask(handler)) == b""
+
+
+def test_deadlines_are_kept_when_counting_fails() -> None:
+    def sampler() -> None:
+        raise OSError("the ledger's file is gone")
+
+    answer = asyncio.run(ask(lambda request, reply: None, ASK[:20], sampler))
+    assert answer.startswith(b"HTTP/1.1 408 ")
 
 
 def test_work_that_its_thread_threw_away_is_answered() -> None:
