@@ -56,7 +56,7 @@ def accuracies(experiment: Experiment, seeds: int) -> list[float]:
         config = experiment.data.config
         raw = experiment.data.module.load(config, Path())
         data = Path(scratch, "data")
-        manifest = prepared.prepare(config.name, raw, config.split, data)
+        manifest, _ = prepared.prepare(config.name, raw, config.split, data)
         rows = prepared.read(data, "test")
         for seed in range(1, seeds + 1):
             seeded = dataclasses.replace(

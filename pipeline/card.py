@@ -11,12 +11,14 @@ from typing import Any
 
 from pipeline.bundle.manifest import Input, Output, Parity
 from pipeline.export import ExportError
-from pipeline.prepared import SPLITS, Manifest, digest
+from pipeline.prepared import Manifest, digest
+from pipeline.split import SPLITS
 
 
 def card(
     name: str,
     data: Manifest,
+    inputs: tuple[Input, ...],
     outputs: tuple[Output, ...],
     experiment: Mapping[str, Any],
     scores: Mapping[str, float],
@@ -36,11 +38,10 @@ def card(
             "",
             "## Inputs and outputs",
             "",
-            *(_tensor("in", tensor) for tensor in data.inputs),
+            *(_tensor("in", tensor) for tensor in inputs),
             *(_tensor("out", tensor) for tensor in outputs),
             "",
-            f"Labels: {', '.join(data.labels)}.",
-            "",
+            *([f"Labels: {', '.join(data.labels)}.", ""] if data.labels else []),
             "Preprocessing and softmax are in the graph: send raw values in the units above.",
             "",
             "## Data",

@@ -19,6 +19,7 @@ from pydantic import Field
 from pipeline.bundle.manifest import SCHEMA_VERSION, Input, Output, Tensor
 from pipeline.bundle.tensors import BY_NUMPY, BY_ONNX
 from pipeline.config import Section
+from pipeline.target import strata
 
 if TYPE_CHECKING:
     import onnx
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 IR_VERSION = 10
 EXAMPLE_ROWS = 3
 """Rows in the example that is traced: neither 0 nor 1, which exporters like to treat as constants."""
+EXAMPLE_LENGTH = 1999
+"""Of a free axis in that example: unlike any number that a network holds, so that none is confused."""
 
 
 class ExportError(RuntimeError):
@@ -55,11 +58,7 @@ def export(
     import torch
 
     example = tuple(
-        torch.zeros(
-            (EXAMPLE_ROWS, *(int(axis) for axis in declared.shape[1:])),
-            dtype=getattr(torch, declared.dtype),
-        )
-        for declared in inputs
+        torch.from_numpy(np.zeros(_example_shape(declared), declared.dtype)) for declared in inputs
     )
     # It reports every operator library that is not installed, none of which is asked for.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -71,7 +70,7 @@ def export(
             input_names=[i.name for i in inputs],
             output_names=[o.name for o in outputs],
             # Names, not `Dim` objects: with a name, an axis that cannot be free is an error.
-            dynamic_shapes=(tuple({0: "batch"} for _ in inputs),),
+            dynamic_shapes=(tuple(_free_axes(declared) for declared in inputs),),
             opset_version=opset,
             dynamo=True,
             external_data=False,
@@ -83,6 +82,17 @@ def export(
     check(model, inputs, outputs, opset)
     onnx.checker.check_model(model, full_check=True)
     return model.SerializeToString(deterministic=True)
+
+
+def _free_axes(declared: Input) -> dict[int, str]:
+    return {place: axis for place, axis in enumerate(declared.shape) if isinstance(axis, str)}
+
+
+def _example_shape(declared: Input) -> tuple[int, ...]:
+    free = [EXAMPLE_ROWS, *(EXAMPLE_LENGTH + place for place in range(1, len(declared.shape)))]
+    return tuple(
+        free[place] if isinstance(axis, str) else axis for place, axis in enumerate(declared.shape)
+    )
 
 
 def canonical(model: onnx.ModelProto, metadata: Mapping[str, str]) -> onnx.ModelProto:
@@ -180,8 +190,9 @@ def check(
 
 
 def golden_rows(rows: int, target: np.ndarray) -> np.ndarray:
-    """Indices of up to `rows` rows, dealt around the classes, in order of appearance."""
-    by_class = [iter(np.flatnonzero(target == label)) for label in np.unique(target)]
+    """Indices of up to `rows` rows, dealt around the target's strata, in order of appearance."""
+    kinds = strata(target)
+    by_class = [iter(np.flatnonzero(kinds == kind)) for kind in np.unique(kinds)]
     return np.sort(np.array(list(_deal(by_class, min(rows, len(target))))))
 
 

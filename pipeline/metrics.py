@@ -1,8 +1,9 @@
-"""Metrics of a classifier: numpy in, float out. A metric is one function; experiments name it.
+"""Metrics: numpy in, float out. A metric is one function; experiments name it.
 
-Each takes `probabilities` float `[rows, classes]` and `target` int64 `[rows]`. `@metric` says
-which way is better and how nearly two runtimes must agree on it: a metric that only counts rows
-must be equal, a smooth one close, a binned one within the weight of one row.
+Each takes an answer and the target over the same rows. Of classes, `probabilities` float
+`[rows, classes]` and `target` int64 `[rows]`. `@metric` says of which kind of target it is, which way
+is better, and how nearly two runtimes must agree on it: a metric that only counts rows must be equal,
+a smooth one close, a binned one within the weight of one row.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Literal
 import numpy as np
 
 from pipeline.config import ConfigError, suggestion
+from pipeline.target import Kind
 
 CALIBRATION_BINS = 15
 
@@ -28,11 +30,12 @@ class Metric:
     """A function with what else must be known of it."""
 
     function: Score
+    of: Kind
     better: Better
     agreement: Agreement
 
-    def __call__(self, probabilities: np.ndarray, target: np.ndarray) -> float:
-        return self.function(probabilities, target)
+    def __call__(self, answer: np.ndarray, target: np.ndarray) -> float:
+        return self.function(answer, target)
 
     def tolerance(self, rows: int) -> float:
         """How far two runtimes may lie apart over `rows` rows."""
@@ -42,23 +45,23 @@ class Metric:
 METRICS: dict[str, Metric] = {}
 
 
-def metric(better: Better, agreement: Agreement) -> Callable[[Score], Score]:
+def metric(of: Kind, better: Better, agreement: Agreement) -> Callable[[Score], Score]:
     """Enter a function under its own name."""
 
     def enter(function: Score) -> Score:
-        METRICS[function.__name__] = Metric(function, better, agreement)
+        METRICS[function.__name__] = Metric(function, of, better, agreement)
         return function
 
     return enter
 
 
-@metric(better="higher", agreement="equal")
+@metric("class", better="higher", agreement="equal")
 def accuracy(probabilities: np.ndarray, target: np.ndarray) -> float:
     """Share of rows whose likeliest class is the target."""
     return float((probabilities.argmax(1) == target).mean())
 
 
-@metric(better="higher", agreement="equal")
+@metric("class", better="higher", agreement="equal")
 def balanced_accuracy(probabilities: np.ndarray, target: np.ndarray) -> float:
     """Mean over the classes of the share of their rows found (recall)."""
     matrix = confusion(probabilities, target)
@@ -66,7 +69,7 @@ def balanced_accuracy(probabilities: np.ndarray, target: np.ndarray) -> float:
     return float((matrix.diagonal()[present] / matrix.sum(1)[present]).mean())
 
 
-@metric(better="higher", agreement="equal")
+@metric("class", better="higher", agreement="equal")
 def macro_f1(probabilities: np.ndarray, target: np.ndarray) -> float:
     """Mean over the classes of F1, the harmonic mean of precision and recall."""
     matrix = confusion(probabilities, target)
@@ -74,14 +77,14 @@ def macro_f1(probabilities: np.ndarray, target: np.ndarray) -> float:
     return float((2 * matrix.diagonal() / np.maximum(either, 1))[either > 0].mean())
 
 
-@metric(better="lower", agreement="close")
+@metric("class", better="lower", agreement="close")
 def log_loss(probabilities: np.ndarray, target: np.ndarray) -> float:
     """Mean negative log probability of the target, in nats; clipped at 1e-12."""
     chosen = probabilities[np.arange(len(target)), target].astype(np.float64)
     return float(-np.log(np.clip(chosen, 1e-12, 1)).mean())
 
 
-@metric(better="lower", agreement="one row")
+@metric("class", better="lower", agreement="one row")
 def calibration_error(probabilities: np.ndarray, target: np.ndarray) -> float:
     """Expected calibration error (Naeini et al., 2015): |accuracy - confidence| over 15 equal bins."""
     return float(
@@ -91,11 +94,20 @@ def calibration_error(probabilities: np.ndarray, target: np.ndarray) -> float:
     )
 
 
-def check_names(names: Iterable[str], path: str) -> None:
-    """Raise `ConfigError` for a metric that this file does not have; `path` is where it was named."""
+def check_names(names: Iterable[str], of: Kind | None, path: str) -> None:
+    """Raise `ConfigError` for a metric that there is not, or of another kind of target than `of`.
+
+    `path` is where they were named.
+    """
+    fitting = [name for name, metric in METRICS.items() if of in (None, metric.of)]
     for name in names:
         if name not in METRICS:
-            raise ConfigError(f"{path}: no metric named {name!r}{suggestion(name, list(METRICS))}")
+            raise ConfigError(f"{path}: no metric named {name!r}{suggestion(name, fitting)}")
+        if name not in fitting:
+            raise ConfigError(
+                f"{path}: {name} judges a {METRICS[name].of}, and the task teaches a {of}"
+                f"{suggestion(name, fitting)}"
+            )
 
 
 def confusion(probabilities: np.ndarray, target: np.ndarray) -> np.ndarray:

@@ -1,60 +1,55 @@
-"""Frontend and body as one module: raw tensors in, the task's raw answers out.
-
-The frontend is the arithmetic between the raw tensor and the features a body reads. It holds its
-constants as buffers, trains with the body, and is exported with it, so nobody repeats it wrongly.
-"""
+"""Frontend, form and body as one module: raw tensors in, the task's raw answers out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from pipeline.prepared import Channel, Manifest
-
-
-class Pixels(nn.Module):
-    """uint8 `[batch, height, width, channels]` -> float32 `[batch, channels, height, width]`,
-    each channel brought to mean 0 and deviation 1 by the training split's statistics."""
-
-    scale: torch.Tensor
-    shift: torch.Tensor
-
-    def __init__(self, channels: tuple[Channel, ...]) -> None:
-        super().__init__()
-        mean = torch.tensor([c.mean for c in channels])
-        # A constant channel carries nothing; dividing by 1 keeps it at 0 rather than at NaN.
-        std = torch.tensor([c.std or 1.0 for c in channels])
-        self.register_buffer("scale", (1 / std).view(1, -1, 1, 1))
-        self.register_buffer("shift", (-mean / std).view(1, -1, 1, 1))
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        return image.permute(0, 3, 1, 2).float() * self.scale + self.shift
+from pipeline import plugins
+from pipeline.forms import adapted
+from pipeline.prepared import Manifest
 
 
 class Network(nn.Module):
-    """A frontend and a body; called with the raw inputs in the manifest's order."""
+    """Called with the raw inputs in the manifest's order."""
 
-    def __init__(self, frontend: nn.Module, body: nn.Module) -> None:
+    def __init__(self, frontend: nn.Module, form: nn.Module, body: nn.Module) -> None:
         super().__init__()
         self.frontend = frontend
+        self.form = form
         self.body = body
 
-    def forward(self, *raw: torch.Tensor) -> torch.Tensor:
-        return self.body(self.frontend(*raw))
+    def features(self, *raw: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """What the body reads."""
+        given = self.frontend(*raw)
+        ready: tuple[torch.Tensor, ...] = self.form(given if isinstance(given, tuple) else (given,))
+        return ready
+
+    def forward(self, *raw: torch.Tensor) -> Any:
+        return self.body(*self.features(*raw))
 
 
-def assemble(manifest: Manifest, body: Callable[[tuple[int, ...]], nn.Module]) -> Network:
-    """The network for prepared data: `body` is given the frontend's feature shape.
+def assemble(manifest: Manifest, model: ModuleType, config: Any, outputs: int) -> Network:
+    """The network for prepared data: its kind of data gives the frontend, `model` the body.
 
-    The frontend follows from the kind of data, the body from the model named in the settings.
+    Raises `ConfigError` where the model cannot read such data.
     """
-    declared = manifest.inputs[0]
-    height, width, channels = (int(n) for n in declared.shape[1:])
-    frontend = Pixels(manifest.statistics[declared.name])
-    return Network(frontend, body((channels, height, width)))
+    frontends = plugins.load("frontend", manifest.frontend["name"], "data.frontend.name")
+    settings = frontends.Config.model_validate(manifest.frontend)
+    return joined(
+        frontends.build(settings, manifest.inputs, manifest.statistics), model, config, outputs
+    )
+
+
+def joined(frontend: nn.Module, model: ModuleType, config: Any, outputs: int) -> Network:
+    """A body behind a frontend, in the form that it reads."""
+    form, shape = adapted(frontend.features, model.READS)  # type: ignore[arg-type]
+    return Network(frontend, form, model.build(config, shape, outputs))
 
 
 def predict(

@@ -12,11 +12,16 @@ from types import ModuleType
 
 from pipeline.config import ConfigError, suggestion
 
-KINDS = {"data": "pipeline.data", "model": "pipeline.models", "task": "pipeline.tasks"}
+KINDS = {
+    "data": "pipeline.data",
+    "frontend": "pipeline.frontends",
+    "model": "pipeline.models",
+    "task": "pipeline.tasks",
+}
 
 
 def names(kind: str) -> list[str]:
-    """The plug-ins of a kind ('data', 'model', 'task'), as the folder lists them."""
+    """The plug-ins of a kind ('data', 'frontend', 'model', 'task'), as the folder lists them."""
     package = importlib.import_module(KINDS[kind])
     return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if m.name[0] != "_")
 

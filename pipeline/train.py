@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from pipeline import optimise
+from pipeline import augment, optimise
 from pipeline.augment import Augment, augmented, mixup
 from pipeline.config import ConfigError, Section
 from pipeline.prepared import Rows
@@ -94,7 +94,8 @@ def fit(
     train: Rows,
     validation: Rows,
     *,
-    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    players: Mapping[str, nn.Module],
+    turns: Callable[..., Iterator[tuple[str, torch.Tensor]]],
     score: Callable[[nn.Module, Rows], dict[str, float]],
     better: Mapping[str, Literal["higher", "lower"]],
     log: Callable[[dict[str, float]], None],
@@ -103,6 +104,9 @@ def fit(
 ) -> Progress:
     """Train `network` in place and leave the kept epoch's weights in it.
 
+    `players` are the parts that are trained, each with an optimiser of its own. For a batch,
+    `turns(network, raw, taught)` gives a player's name and the loss of its next step, in turn; `taught`
+    are targets, each with the share of the loss that it counts for. Curves show the sum of the losses.
     `score(network, rows)` gives the watched metrics and `loss` of a split; `better` says which way
     each improves. `log` is called with one dict of numbers per epoch, `epoch` first. `folder`
     receives `last.pt` and `best.pt` after every epoch; a later call with the same `key` goes on
@@ -112,6 +116,7 @@ def fit(
 
     from pipeline.checkpoint import load_state, save_state
 
+    augment.check(config.augment, list(train.arrays))
     watched = config.early_stopping.metric
     if watched not in better:
         raise ConfigError(f"train.early_stopping.metric: {watched!r} is not among {sorted(better)}")
@@ -125,11 +130,13 @@ def fit(
             "set it to 2 or more, or model.batch_norm to false"
         )
     device = next(network.parameters()).device
-    optimiser = optimise.build(config.optimiser, config.lr, network)
+    optimisers = {
+        name: optimise.build(config.optimiser, config.lr, part) for name, part in players.items()
+    }
     progress = Progress()
     state = load_state(folder / "last.pt")
     if state and state.get("key") == key and not state["progress"]["finished"]:
-        _restore(state, network, optimiser)
+        _restore(state, network, optimisers)
         progress = Progress(**state["progress"])
         print(f"resuming after epoch {progress.epoch} of {config.epochs}", flush=True)
         for line in progress.history:
@@ -146,19 +153,17 @@ def fit(
             share = optimise.factor(
                 config.schedule, step, config.epochs * steps_per_epoch, steps_per_epoch
             )
-            for group in optimiser.param_groups:
+            for group in (g for o in optimisers.values() for g in o.param_groups):
                 group["lr"] = config.lr * share
             raw = [tensor.to(device) for tensor in inputs]
-            answer = network(*raw)
-            value = torch.zeros((), device=device)
-            for part, target in taught:
-                value = value + part * loss(answer, target.to(device))
-            losses += value.detach()
-            optimiser.zero_grad(set_to_none=True)
-            (value + optimise.penalty(config.penalty, network)).backward()
-            if config.clip_norm:
-                torch.nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm)
-            _step(optimiser, progress.epoch, config.lr * share)
+            batch = [(part, target.to(device)) for part, target in taught]
+            for player, value in turns(network, raw, batch):
+                losses += value.detach()
+                optimisers[player].zero_grad(set_to_none=True)
+                (value + optimise.penalty(config.penalty, players[player])).backward()
+                if config.clip_norm:
+                    torch.nn.utils.clip_grad_norm_(players[player].parameters(), config.clip_norm)
+                _step(optimisers[player], progress.epoch, config.lr * share)
             bar.step()
         line = _line(progress.epoch, config.lr * share, float(losses) / steps_per_epoch)
         scores = score(network, validation)
@@ -171,7 +176,7 @@ def fit(
             progress.best_value = sign * line[f"validation_{watched}"]
             progress.best_epoch = progress.epoch
             save_state(folder / "best.pt", {"key": key, "network": network.state_dict()})
-        save_state(folder / "last.pt", _state(key, network, optimiser, progress))
+        save_state(folder / "last.pt", _state(key, network, optimisers, progress))
         log(line)
         bar.epoch(line, config.epochs)
     bar.close()
@@ -182,7 +187,7 @@ def fit(
             raise TrainingError(f"{folder / 'best.pt'} is gone; delete the folder and train again")
         network.load_state_dict(best["network"])
     progress.finished = True
-    save_state(folder / "last.pt", _state(key, network, optimiser, progress))
+    save_state(folder / "last.pt", _state(key, network, optimisers, progress))
     return progress
 
 
@@ -218,8 +223,8 @@ def _shuffled(
     for start in range(0, len(train) - config.batch_size + 1, config.batch_size):
         # Sorted, a batch is read from the map front to back; its order means nothing to the step.
         chosen = np.sort(order[start : start + config.batch_size])
-        inputs = [torch.from_numpy(array) for array in train.take(chosen).values()]
-        inputs = [augmented(tensor, config.augment) for tensor in inputs]
+        raw = {name: torch.from_numpy(array) for name, array in train.take(chosen).items()}
+        inputs = list(augmented(raw, config.augment).values())
         target = torch.from_numpy(np.array(train.target[chosen]))
         if config.augment.mixup:
             yield mixup(inputs, target, config.augment.mixup)
@@ -246,25 +251,31 @@ def _patience_ended(progress: Progress, config: EarlyStopping) -> bool:
 
 
 def _state(
-    key: str, network: nn.Module, optimiser: torch.optim.Optimizer, progress: Progress
+    key: str,
+    network: nn.Module,
+    optimisers: Mapping[str, torch.optim.Optimizer],
+    progress: Progress,
 ) -> dict[str, Any]:
     import torch
 
     return {
         "key": key,
         "network": network.state_dict(),
-        "optimiser": optimiser.state_dict(),
+        "optimisers": {name: each.state_dict() for name, each in optimisers.items()},
         "random": torch.get_rng_state(),
         "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         "progress": vars(progress),
     }
 
 
-def _restore(state: dict[str, Any], network: nn.Module, optimiser: torch.optim.Optimizer) -> None:
+def _restore(
+    state: dict[str, Any], network: nn.Module, optimisers: Mapping[str, torch.optim.Optimizer]
+) -> None:
     import torch
 
     network.load_state_dict(state["network"])
-    optimiser.load_state_dict(state["optimiser"])
+    for name, optimiser in optimisers.items():
+        optimiser.load_state_dict(state["optimisers"][name])
     torch.set_rng_state(state["random"])
     if state["random_cuda"]:
         torch.cuda.set_rng_state_all(state["random_cuda"])

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import orjson
 
-from pipeline.bundle.decode import ImageDecoder
+from pipeline.bundle.decode.image import ImageDecoder
 from pipeline.bundle.manifest import Tensor
 from pipeline.bundle.tensors import BY_NUMPY
 from serving import openapi

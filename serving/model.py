@@ -12,9 +12,9 @@ from functools import partial
 import numpy as np
 
 from pipeline.bundle import golden
-from pipeline.bundle.decode import DecodeError, Decoder, decode
-from pipeline.bundle.manifest import Bundle, BundleError, Input, Manifest, Output, Variant
-from serving import graph
+from pipeline.bundle.decode import DecodeError
+from pipeline.bundle.manifest import Bundle, BundleError, Manifest, Output, Variant
+from serving import file_door, graph
 from serving.batching import Arrays, Batcher, Entry
 from serving.board import Cell, Watch
 from serving.call import Call
@@ -27,7 +27,6 @@ from serving.errors import (
     ModelRefused,
     Overloaded,
     ServingError,
-    Unsupported,
 )
 from serving.metrics import Meter
 from serving.protocol import InferRequest
@@ -69,6 +68,7 @@ class Model:
     ) -> None:
         # Without its files: the session has the weights, and nobody needs them twice.
         self.bundle = replace(bundle, contents={})
+        self._files = file_door.needed(bundle.manifest, bundle.contents)
         self.golden = rows
         self.manifest = bundle.manifest
         self.replay = replay
@@ -131,22 +131,22 @@ class Model:
 
         Raises `Unsupported` for a model that reads no files or names no labels.
         """
-        decoder, source, output, labels = file_door(self.manifest)
+        output, labels = file_door.probable(self.manifest)
         if self._decoding >= MAX_DECODING:
             raise Overloaded(f"{self._decoding} files wait to be decoded already")
         self._decoding += 1
         try:
             # In a thread: a large picture takes a second, and every other client would wait for it.
-            row = await asyncio.get_running_loop().run_in_executor(
-                self._decoder, lambda: decode(decoder, payload, invert=invert)
+            arrays = await asyncio.get_running_loop().run_in_executor(
+                self._decoder,
+                lambda: file_door.row(self.manifest, self._files, payload, invert=invert),
             )
         except DecodeError as error:
             raise InvalidRequest(str(error)) from error
         finally:
             self._decoding -= 1
-        arrays = {source.name: row[None]}
         answers = await self._batcher.submit(arrays, 1, _signature(arrays), call)
-        return ranked(answers[output.name][0], labels)
+        return file_door.ranked(answers[output.name][0], labels)
 
     @property
     def waiting(self) -> tuple[int, int]:
@@ -299,28 +299,6 @@ def _warm(session: Session, rows: GoldenRows, deadline: float | None) -> None:
         session.warm(rows.inputs, deadline)
     except (BackendFailure, DeadlineExceeded) as error:
         raise ModelRefused(f"runtime.buckets {list(session.buckets)}: {error}") from error
-
-
-def file_door(manifest: Manifest) -> tuple[Decoder, Input, Output, tuple[str, ...]]:
-    """(decoder, its input, the output of probabilities, its labels) of a model that reads files.
-
-    Raises `Unsupported` for one that does not.
-    """
-    source = manifest.inputs[0]
-    if len(manifest.inputs) != 1 or source.decoder is None:
-        raise Unsupported(f"model {manifest.name!r} takes tensors, not files: use .../infer")
-    output = next((o for o in manifest.outputs if o.name == "probabilities"), None)
-    if output is None or output.labels is None:
-        raise Unsupported(f"model {manifest.name!r} names no labels: use .../infer")
-    return source.decoder, source, output, output.labels
-
-
-def ranked(probabilities: np.ndarray, labels: tuple[str, ...]) -> tuple[str, dict[str, float]]:
-    """(label, probability by label), most likely first; equals stay in the order of the labels."""
-    if probabilities.shape != (len(labels),) or not np.isfinite(probabilities).all():
-        raise BackendFailure("the model's probabilities are not one finite number per label")
-    order = np.argsort(-probabilities, kind="stable")
-    return labels[order[0]], {labels[i]: float(probabilities[i]) for i in order}
 
 
 def _signature(arrays: Arrays) -> tuple[tuple[int, ...], ...]:

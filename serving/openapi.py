@@ -16,9 +16,10 @@ import orjson
 from pipeline.bundle.manifest import Input, Output
 from pipeline.bundle.manifest import Tensor as Declared
 from pipeline.bundle.tensors import BY_NUMPY
+from serving import file_door
 from serving.dataplane import Served
 from serving.errors import Unsupported
-from serving.model import Model, file_door
+from serving.model import Model
 from serving.protocol import Tensor
 from serving.tensor_data import to_json
 from serving.tensor_head import MAX_PRIORITY
@@ -128,7 +129,7 @@ def example(model: Model, name: str, version: str) -> Example | None:
 def reads_files(model: Model) -> tuple[str, ...] | None:
     """The labels of a model that takes files, none of one that takes tensors only."""
     try:
-        return file_door(model.manifest)[-1]
+        return file_door.probable(model.manifest)[1]
     except Unsupported:
         return None
 

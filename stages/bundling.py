@@ -10,7 +10,15 @@ import numpy as np
 
 from pipeline import prepared, proof
 from pipeline.bundle import golden
-from pipeline.bundle.manifest import Golden, Manifest, Variant, canonical_json, entries, write
+from pipeline.bundle.manifest import (
+    Golden,
+    Input,
+    Manifest,
+    Variant,
+    canonical_json,
+    entries,
+    write,
+)
 from pipeline.card import card
 from pipeline.profile import profile
 from stages.layout import Layout
@@ -32,25 +40,34 @@ def bundle(
 
     `graph` is what was proven, `answers` what it gave over the test split.
     """
-    outputs = task.declared()
+    inputs, outputs = task.asked(data.inputs), task.declared()
     versions = {package: version(package) for package in VERSIONS}
     scores = proven.parity.metrics_onnx
     golden_rows = layout.golden.read_bytes()
+    files = _files_of(layout, inputs)
     rows = golden.unpack(golden_rows)[0]
     contents = {
         "model.onnx": graph,
         "golden.npz": golden_rows,
         "profile.json": canonical_json(
-            profile(prepared.read(layout.data, "train"), data.labels, answers)
+            profile(prepared.read(layout.data, "train"), data.target, answers)
         ),
         "card.md": card(
-            experiment.name, data, outputs, experiment.resolved(), scores, proven.parity, versions
+            experiment.name,
+            data,
+            inputs,
+            outputs,
+            experiment.resolved(),
+            scores,
+            proven.parity,
+            versions,
         ).encode(),
+        **files,
     }
     manifest = Manifest(
         name=experiment.name,
         task=experiment.task.config.name,
-        inputs=data.inputs,
+        inputs=inputs,
         outputs=outputs,
         variants={
             "fp32": Variant(
@@ -77,3 +94,9 @@ def bundle(
         files=entries(contents),
     )
     return write(layout.bundle, manifest, contents)
+
+
+def _files_of(layout: Layout, inputs: tuple[Input, ...]) -> dict[str, bytes]:
+    """What the inputs' decoders read, as it was prepared."""
+    names = {name for i in inputs if i.decoder is not None for name in i.decoder.reads}
+    return {name: (layout.data / name).read_bytes() for name in sorted(names)}

@@ -120,8 +120,8 @@ def _foreseen() -> tuple[type[Exception], ...]:
     """Error types whose message is the whole story, looked up only once something failed."""
     from safetensors import SafetensorError
 
+    from pipeline.dataset import DataError
     from pipeline.export import ExportError
-    from pipeline.prepared import DataError
     from pipeline.train import TrainingError
     from serving.errors import ServingError
 

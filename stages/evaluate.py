@@ -21,8 +21,8 @@ def command(experiment: Experiment, layout: Layout) -> None:
     from stages import network as networks
 
     manifest = prepared.read_manifest(layout.data)
-    rows = prepared.read(layout.data, "test")
     task = networks.task(experiment, manifest)
+    rows = task.questions(prepared.read(layout.data, "test"))
     names = tuple(output.name for output in task.declared())
     make_deterministic(0, experiment.train.threads)
     module = networks.trained(experiment, manifest, layout.weights)
@@ -34,7 +34,7 @@ def command(experiment: Experiment, layout: Layout) -> None:
     rounded = {name: significant(value) for name, value in scores.items()}
     write_atomically(layout.metrics, canonical_json({"test": rounded}))
     for name, table in task.tables(answers, rows.target).items():
-        write_atomically(layout.reports / f"{name}.csv", csv_bytes(table))
+        write_atomically(layout.tables / f"{name}.csv", csv_bytes(table))
     drawn = task.pictures(answers, rows)
     drawn["curves.svg"] = pictures.curves(layout.history.read_text())
     for name, payload in drawn.items():

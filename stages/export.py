@@ -27,13 +27,13 @@ def command(experiment: Experiment, layout: Layout) -> None:
     module = networks.trained(experiment, manifest, layout.weights)
     graph = export.export(
         module,
-        manifest.inputs,
+        task.asked(manifest.inputs),
         outputs,
         experiment.export.opset,
         export.metadata(experiment.name, task.config.name, manifest.labels)
         | {"slipway.weights": sha256(layout.weights.read_bytes())},
     )
-    rows = prepared.read(layout.data, "test")
+    rows = task.questions(prepared.read(layout.data, "test"))
     chosen = export.golden_rows(experiment.export.golden_rows, rows.target)
     raw = rows.take(chosen)
     answers = predict(module, raw, tuple(output.name for output in outputs))

@@ -51,6 +51,10 @@ class Layout:
         return self.reports / "metrics.json"
 
     @property
+    def tables(self) -> Path:
+        return self.reports / "tables"
+
+    @property
     def pictures(self) -> Path:
         return self.reports / "pictures"
 

@@ -14,15 +14,14 @@ from stages.params import Experiment
 
 
 def task(experiment: Experiment, manifest: prepared.Manifest) -> Any:
-    """The experiment's task over the data set's labels."""
-    return experiment.task.module.Task(experiment.task.config, manifest.labels)
+    """The experiment's task over the data set's target."""
+    return experiment.task.module.Task(experiment.task.config, manifest.target)
 
 
 def fresh(experiment: Experiment, manifest: prepared.Manifest) -> Network:
     """The network as it starts: weights drawn from torch's generator."""
-    outputs = task(experiment, manifest).outputs
-    model = experiment.model
-    return assemble(manifest, lambda features: model.module.build(model.config, features, outputs))
+    outputs, model = task(experiment, manifest).outputs, experiment.model
+    return assemble(manifest, model.module, model.config, outputs)
 
 
 def trained(experiment: Experiment, manifest: prepared.Manifest, weights: Path) -> nn.Module:

@@ -18,6 +18,7 @@ from pipeline import export, plugins, train
 from pipeline.bundle.manifest import MODEL_NAME
 from pipeline.config import ConfigError, Section, build, suggestion
 from pipeline.metrics import check_names
+from pipeline.target import Kind
 
 PARAMS = Path("params.yaml")
 SECTIONS = ("data", "model", "task", "train", "metrics", "export")
@@ -130,9 +131,10 @@ def _experiment(name: Any, entry: Any) -> Experiment:
     data = attempt(_plugin, "data", entry["data"], f"{path}.data")
     model = attempt(_plugin, "model", entry["model"], f"{path}.model")
     task = attempt(_plugin, "task", entry["task"], f"{path}.task")
-    training = attempt(_training, entry["train"], f"{path}.train")
+    of = task and task.module.Task.teaches
+    training = attempt(_training, entry["train"], of, f"{path}.train")
     exporting = attempt(build, export.Config, entry["export"], f"{path}.export")
-    metrics = attempt(_metrics, entry["metrics"], f"{path}.metrics")
+    metrics = attempt(_metrics, entry["metrics"], of, f"{path}.metrics")
     if mistakes:
         raise ConfigError("\n".join(mistakes))
     return Experiment(name, data, model, task, training, metrics, exporting)
@@ -145,17 +147,17 @@ def _plugin(kind: str, values: Any, path: str) -> Plugin:
     return Plugin(module, build(module.Config, values, path))
 
 
-def _training(values: Any, path: str) -> train.Config:
+def _training(values: Any, of: Kind | None, path: str) -> train.Config:
     config = build(train.Config, values, path)
     if config.early_stopping.metric != "loss":
-        check_names([config.early_stopping.metric], f"{path}.early_stopping.metric")
+        check_names([config.early_stopping.metric], of, f"{path}.early_stopping.metric")
     return config
 
 
-def _metrics(values: Any, path: str) -> tuple[str, ...]:
+def _metrics(values: Any, of: Kind | None, path: str) -> tuple[str, ...]:
     if not isinstance(values, list) or not values or not all(isinstance(v, str) for v in values):
         raise ConfigError(f"{path}: expected a list of metrics, got {values!r}")
     if len(set(values)) != len(values):
         raise ConfigError(f"{path}: a metric is listed twice")
-    check_names(values, path)
+    check_names(values, of, path)
     return tuple(values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,9 +11,13 @@ from stages.layout import Layout
 from stages.params import Experiment
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from pipeline.dataset import RawData
     from pipeline.prepared import Manifest
 
-SAMPLES_PER_LABEL = 1
+SAMPLES = 1
+"""Of each label, or part of a range."""
 
 
 @stage
@@ -22,39 +27,52 @@ def command(experiment: Experiment, layout: Layout) -> None:
 
     config = experiment.data.config
     raw = experiment.data.module.load(config, Path())
-    manifest = prepared.prepare(config.name, raw, config.split, layout.data)
-    _write_samples(layout, manifest, Path(config.path))
+    manifest, chosen = prepared.prepare(config.name, raw, config.split, layout.data)
+    _write_samples(layout, manifest, raw, chosen["test"], Path(config.path))
     counts = ", ".join(f"{count} {part}" for part, count in manifest.rows.items())
     print(f"prepared {config.name}: {counts}; {manifest.identical_rows} rows repeat another")
 
 
-def _write_samples(layout: Layout, manifest: Manifest, source: Path) -> None:
-    """The first test row of each label as `<label>` and a suffix: its own file where it has one."""
-    import re
+def _write_samples(
+    layout: Layout, manifest: Manifest, raw: RawData, test: np.ndarray, source: Path
+) -> None:
+    """The first test row of each kind as a file named after it: its own file where it has one."""
+    import numpy as np
 
+    from pipeline import target
+
+    layout.samples.mkdir(parents=True, exist_ok=True)
+    kinds = target.strata(raw.target)[test]
+    for number in np.unique(kinds):
+        for place in np.flatnonzero(kinds == number)[:SAMPLES]:
+            written = _as_file(layout, manifest, raw, int(test[place]), int(place), source)
+            if written is None:
+                return
+            name = re.sub(r"[^\w.-]+", "_", target.told(raw, test[place]))[:64]
+            path = layout.samples / f"{name}{written[0]}"
+            if path.exists():  # two labels that differ only in what a file name cannot hold
+                path = layout.samples / f"{name}-{number}{written[0]}"
+            path.write_bytes(written[1])
+
+
+def _as_file(
+    layout: Layout, manifest: Manifest, raw: RawData, row: int, place: int, source: Path
+) -> tuple[str, bytes] | None:
+    """(suffix, bytes) of a row, which is the test split's at `place`; None where it has no file."""
     import numpy as np
 
     from pipeline import prepared
     from pipeline.bundle.decode import encode
 
-    declared = manifest.inputs[0]
-    if declared.decoder is None:
-        return
+    if raw.files:
+        return Path(raw.files[row]).suffix, (source / raw.files[row]).read_bytes()
+    if raw.sample:
+        return raw.sample(row)
+    (declared, *others) = manifest.inputs
+    if others or declared.decoder is None or declared.decoder.reads:
+        return None
     rows = prepared.read(layout.data, "test")
-    files = prepared.read_files(layout.data, "test")
-    layout.samples.mkdir(parents=True, exist_ok=True)
-    for number, label in enumerate(manifest.labels):
-        for row in np.flatnonzero(rows.target == number)[:SAMPLES_PER_LABEL]:
-            if files:
-                suffix, payload = Path(files[row]).suffix, (source / files[row]).read_bytes()
-            else:
-                pixels = np.array(rows.arrays[declared.name][row])
-                suffix, payload = encode(declared.decoder, pixels)
-            name = re.sub(r"[^\w.-]+", "_", label)[:64]
-            path = layout.samples / f"{name}{suffix}"
-            if path.exists():  # two labels that differ only in what a file name cannot hold
-                path = layout.samples / f"{name}-{number}{suffix}"
-            path.write_bytes(payload)
+    return encode(declared.decoder, np.array(rows.arrays[declared.name][place]))
 
 
 if __name__ == "__main__":

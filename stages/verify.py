@@ -32,9 +32,9 @@ def command(experiment: Experiment, layout: Layout) -> None:
     from stages.bundling import bundle
 
     manifest = prepared.read_manifest(layout.data)
-    rows = prepared.read(layout.data, "test")
     graph = layout.graph.read_bytes()  # once: what is proven is what is bundled
-    task = experiment.task.module.Task(experiment.task.config, manifest.labels)
+    task = experiment.task.module.Task(experiment.task.config, manifest.target)
+    rows = task.questions(prepared.read(layout.data, "test"))
     session = open_session(graph)
     model = onnx.load_from_string(graph)
     reference = _answers_of(layout, model)
@@ -70,7 +70,7 @@ def _check_graph(experiment: Experiment, model: ModelProto, data: Manifest, task
     """What the graph says of itself must be what was asked for. Raises `ExportError`."""
     from pipeline import export
 
-    export.check(model, data.inputs, task.declared(), experiment.export.opset)
+    export.check(model, task.asked(data.inputs), task.declared(), experiment.export.opset)
     export.check_metadata(model, export.metadata(experiment.name, task.config.name, data.labels))
 
 

@@ -58,6 +58,7 @@ ORDER = (
     "layout",
     "trial",
     "model",
+    "file_door",
     "contract",
     "batching",
     "graph",

@@ -175,12 +175,12 @@ def test_adding_page_examples_work(block: str, tmp_path: Path) -> None:
             "    (root / 'pets' / label).mkdir(parents=True)\n"
             "    Image.new('RGB', (50, 40), 'red').save(root / 'pets' / label / 'a.png')\n"
             "raw = load(Config(name='x', path='pets'), root)\n"
-            "assert raw.arrays['image'].shape == (2, 32, 32, 3) and raw.labels == ('cat', 'dog')\n"
+            "assert raw.rows.arrays['image'].shape == (2, 32, 32, 3) and raw.labels == ('cat', 'dog')\n"
         )
     else:
         program += (
-            "\nimport torch\nmodel = build(Config(name='x'), (1, 8, 8), 10)\n"
-            "assert model(torch.zeros(2, 1, 8, 8)).shape == (2, 10)\n"
+            "\nimport torch\nmodel = build(Config(name='x'), (64,), 10)\n"
+            "assert model(torch.zeros(2, 64)).shape == (2, 10)\n"
         )
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60

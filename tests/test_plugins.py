@@ -14,13 +14,18 @@ import pytest
 
 from pipeline import plugins
 from pipeline.config import ConfigError, Section
+from pipeline.forms import Form
 from pipeline.layers import Activation
 
 ROOT = Path(__file__).parents[1]
-NEEDED = {"data": "load", "model": "build", "task": "Task"}
+NEEDED = {"data": "load", "frontend": "build", "model": "build", "task": "Task"}
 EVERY = [(kind, name) for kind in NEEDED for name in plugins.names(kind)]
-TASK = ("loss", "plain_loss", "deployable", "declared", "scores", "tables", "pictures")
+TASK = (
+    *("players", "turns", "plain_loss", "deployable", "declared", "asked", "questions"),
+    *("scores", "tables", "pictures"),
+)
 PARITY = 1e-5
+SHAPES = {"vector": (64,), "grid": (1, 8, 8), "sequence": (8,)}
 SMALL = {"width": 8}
 """Settings that make any model small, where it has them."""
 
@@ -32,7 +37,7 @@ def module(kind: str, name: str) -> ModuleType:
 def test_the_folders_are_the_registry():
     for kind, package in plugins.KINDS.items():
         folder = ROOT.joinpath(*package.split("."))
-        files = {path.stem for path in folder.glob("*.py")} - {"__init__"}
+        files = {path.stem for path in folder.glob("[!_]*.py")}
         assert set(plugins.names(kind)) == files and files
 
 
@@ -48,14 +53,21 @@ def test_a_plugin_keeps_its_contract(kind, name):
     expected = {
         "data": ["config", "root"],
         "model": ["config", "features", "outputs"],
-        "task": ["config", "labels"],
+        "frontend": ["config", "inputs", "statistics"],
+        "task": ["config", "target"],
     }
     assert arguments == expected[kind]
     if kind == "data":
         assert {"path", "split"} <= plugin.Config.model_fields.keys()
     if kind == "task":
         assert all(getattr(plugin.Task, method).__doc__ for method in TASK)
-        assert {"ranked", "watched"} <= vars(plugin.Task).keys()
+        assert all(
+            hasattr(plugin.Task, told) for told in ("teaches", "ranked", "judged", "watched")
+        )
+    if kind == "model":
+        assert plugin.READS in get_args(Form)
+    if kind == "frontend":
+        assert plugin.measure.__doc__
 
 
 @pytest.mark.parametrize("kind, name", EVERY)
@@ -149,6 +161,6 @@ def test_the_same_seed_builds_the_same_model(kind, name):
     plugin, weights = module(kind, name), []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
-        state = plugin.build(plugin.Config(name=name), (1, 8, 8), 10).state_dict()
+        state = plugin.build(plugin.Config(name=name), SHAPES[plugin.READS], 10).state_dict()
         weights.append(torch.cat([tensor.flatten().float() for tensor in state.values()]))
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])

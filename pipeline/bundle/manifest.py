@@ -72,9 +72,13 @@ def check_labels(labels: tuple[str, ...]) -> None:
 
 
 class Input(Tensor):
-    """What goes in. `decoder` says how a file becomes one row; without one, only tensors do."""
+    """What goes in. `decoder` says how a file becomes one row; without one, only tensors do.
+
+    `padding` fills up shorter rows of a batch along a free axis, and changes no answer.
+    """
 
     decoder: Decoder | None = None
+    padding: int | None = None
     units: str = Field(description="what one number means, e.g. 'grey level 0-255'")
 
     @model_validator(mode="after")
@@ -187,6 +191,7 @@ class Manifest(Part):
     def _whole(self) -> Manifest:
         named = [v.file for v in self.variants.values()] + [self.golden.file, self.card]
         named += [self.profile] if self.profile else []
+        named += [name for i in self.inputs if i.decoder is not None for name in i.decoder.reads]
         for name in named:
             if name not in self.files:
                 raise ValueError(f"{name!r} is referred to but not listed under 'files'")

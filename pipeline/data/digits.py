@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 from pydantic import Field
 
-from pipeline.bundle.decode import ImageDecoder
+from pipeline.bundle.decode.image import ImageDecoder
 from pipeline.bundle.manifest import Input
 from pipeline.config import Section
-from pipeline.prepared import DataError, RawData, Split
+from pipeline.dataset import DataError, Encoded, RawData, Split
 
 SHA256 = "09f66e6debdee2cd2b5ae59e0d6abbb73fc2b0e0185d2e1957e9ebb51e23aa22"
 
@@ -39,7 +39,7 @@ def load(config: Config, root: Path) -> RawData:
     image = np.round(counts * (255 / 16)).astype(np.uint8)
     decoder = ImageDecoder(height=8, width=8, channels=1, fit="pad", filter="box", trim=True)
     return RawData(
-        inputs=(
+        rows=Encoded.one(
             Input(
                 name="image",
                 dtype="uint8",
@@ -47,8 +47,8 @@ def load(config: Config, root: Path) -> RawData:
                 decoder=decoder,
                 units="grey level 0-255, strokes bright on black",
             ),
+            image,
         ),
-        arrays={"image": image},
         target=table[:, -1].astype(np.int64),
         labels=tuple("0123456789"),
         source={

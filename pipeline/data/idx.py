@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 from pydantic import Field, model_validator
 
-from pipeline.bundle.decode import Fit, ImageDecoder
+from pipeline.bundle.decode.image import Fit, ImageDecoder
 from pipeline.bundle.manifest import Input
 from pipeline.config import ConfigError, Section
-from pipeline.prepared import DataError, RawData, Split
+from pipeline.dataset import DataError, Encoded, RawData, Split
 
 FILES = (
     "train-images-idx3-ubyte",
@@ -80,7 +80,7 @@ def load(config: Config, root: Path) -> RawData:
         )
     decoder = ImageDecoder(height=height, width=width, channels=1, **config.fit.model_dump())
     return RawData(
-        inputs=(
+        rows=Encoded.one(
             Input(
                 name="image",
                 dtype="uint8",
@@ -88,8 +88,8 @@ def load(config: Config, root: Path) -> RawData:
                 decoder=decoder,
                 units="grey level 0-255",
             ),
+            np.concatenate([train, test])[..., None],
         ),
-        arrays={"image": np.concatenate([train, test])[..., None]},
         target=np.concatenate([train_label, test_label]).astype(np.int64),
         labels=config.labels,
         given_test=np.arange(len(train) + len(test)) >= len(train),

@@ -22,10 +22,11 @@ from typing import Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from pipeline.bundle.decode import DecodeError, Fit, ImageDecoder, decode
+from pipeline.bundle.decode import DecodeError, decode
+from pipeline.bundle.decode.image import Fit, ImageDecoder
 from pipeline.bundle.manifest import Input
 from pipeline.config import Section
-from pipeline.prepared import DataError, RawData, Split, Stream, listed
+from pipeline.dataset import DataError, Encoded, RawData, Split, Stream, listed
 
 JPEG = (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo")
 NETPBM = (".pbm", ".pgm", ".pnm", ".ppm")
@@ -109,7 +110,7 @@ def load(config: Config, root: Path) -> RawData:
     )
     numbers = {label: number for number, label in enumerate(found.classes)}
     return RawData(
-        inputs=(
+        rows=Encoded.one(
             Input(
                 name="image",
                 dtype="uint8",
@@ -117,10 +118,8 @@ def load(config: Config, root: Path) -> RawData:
                 decoder=decoder,
                 units="grey level 0-255" if config.channels == 1 else "RGB level 0-255",
             ),
+            Stream(len(found.files), lambda: _rows(decoder, root / config.path, found)),
         ),
-        arrays={
-            "image": Stream(len(found.files), lambda: _rows(decoder, root / config.path, found))
-        },
         target=np.array([numbers[label] for label in found.labels], np.int64),
         labels=found.classes,
         given_test=test if test.any() else None,

@@ -17,6 +17,10 @@ from pipeline.layers import Activation, Initialisation, activation, initialise
 if TYPE_CHECKING:
     from torch import nn
 
+    from pipeline.forms import Form
+
+READS: Form = "grid"
+
 
 class Config(Section):
     """The settings of a CNN."""
@@ -39,10 +43,6 @@ def build(config: Config, features: tuple[int, ...], outputs: int) -> nn.Module:
     """features float32 `[batch, channels, height, width]` -> float32 `[batch, outputs]`."""
     from torch import nn
 
-    if len(features) != 3:
-        raise ConfigError(
-            f"model.name: cnn reads pictures [channels, height, width], got {list(features)}"
-        )
     channels, height, width = features
     layers: list[nn.Module] = []
     for stage in range(config.depth):

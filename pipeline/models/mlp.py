@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import prod
 from typing import TYPE_CHECKING
 
 from pydantic import Field, model_validator
@@ -12,6 +11,10 @@ from pipeline.layers import Activation, Initialisation, activation, initialise
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from pipeline.forms import Form
+
+READS: Form = "vector"
 
 
 class Config(Section):
@@ -38,11 +41,11 @@ class Config(Section):
 
 
 def build(config: Config, features: tuple[int, ...], outputs: int) -> nn.Module:
-    """features float32 `[batch, *features]` -> float32 `[batch, outputs]`."""
+    """features float32 `[batch, values]` -> float32 `[batch, outputs]`."""
     from torch import nn
 
-    layers: list[nn.Module] = [nn.Flatten()]  # [batch, prod(features)]
-    width = prod(features)
+    layers: list[nn.Module] = []
+    (width,) = features
     for units in config.widths or (config.width,) * config.depth:
         layers.append(nn.Linear(width, units, bias=not config.batch_norm))
         if config.batch_norm:

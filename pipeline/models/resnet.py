@@ -12,11 +12,15 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from pipeline.config import ConfigError, Section
+from pipeline.config import Section
 from pipeline.layers import Activation, Initialisation, activation, initialise
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from pipeline.forms import Form
+
+READS: Form = "grid"
 
 
 class Config(Section):
@@ -47,10 +51,6 @@ def build(config: Config, features: tuple[int, ...], outputs: int) -> nn.Module:
     """features float32 `[batch, channels, height, width]` -> float32 `[batch, outputs]`."""
     from torch import nn
 
-    if len(features) != 3:
-        raise ConfigError(
-            f"model.name: resnet reads pictures [channels, height, width], got {list(features)}"
-        )
     layers = [_stem(config, features[0])]
     channels = config.width
     for stage in range(config.depth):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -13,6 +13,8 @@ from pipeline.bundle.manifest import Output
 from pipeline.config import Section
 from pipeline.metrics import METRICS, area, confusion, roc
 from pipeline.prepared import Rows
+from pipeline.target import Target
+from pipeline.tasks._supervised import Plot, Supervised
 
 if TYPE_CHECKING:
     import torch
@@ -28,19 +30,23 @@ class Config(Section):
     )
 
 
-class Task:
+class Task(Supervised):
     """What the network is taught, what of it is shipped, and how its answers are judged."""
 
+    teaches = "class"
     ranked = "logits"
-    """The output whose argmax is the answer; parity compares it row by row."""
-
+    judged = "probabilities"
     watched = ("accuracy",)
-    """Metrics of the validation split that every training curve shows, beside the loss."""
+    plots: ClassVar = {
+        "confusion": Plot("Confusion", "confusion", "actual", "predicted"),
+        "roc": Plot("ROC, one against rest", "roc", "false_positive_rate", "true_positive_rate"),
+        "classes": Plot("F1 by class", "bar_horizontal", "f1", "label"),
+    }
 
-    def __init__(self, config: Config, labels: tuple[str, ...]) -> None:
-        self.config = config
-        self.labels = labels
-        self.outputs = len(labels)
+    def __init__(self, config: Config, target: Target) -> None:
+        super().__init__(config, target)
+        self.labels = target.labels
+        self.outputs = len(target.labels)
 
     def loss(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Mean cross-entropy. logits float32 `[batch, classes]`, target int64 `[batch]` -> scalar."""
@@ -82,12 +88,6 @@ class Task:
                 units="0 to 1",
             ),
         )
-
-    def scores(
-        self, answers: Mapping[str, np.ndarray], target: np.ndarray, names: Iterable[str]
-    ) -> dict[str, float]:
-        """The named metrics over these answers."""
-        return {name: METRICS[name](answers["probabilities"], target) for name in names}
 
     def tables(
         self, answers: Mapping[str, np.ndarray], target: np.ndarray

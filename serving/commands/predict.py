@@ -10,13 +10,12 @@ from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
 import click
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
-from pipeline.bundle.decode import DecodeError, Decoder, ImageDecoder, decode
+from pipeline.bundle.decode import DecodeError, Decoder, hint
 from pipeline.bundle.manifest import Bundle, BundleError, read
 from serving.client import Client, ClientError
 from serving.commands.folders import fail, resolve_bundle
-from serving.commands.hints import hint
 
 BAR_WIDTH = 24
 KEY_VARIABLE = "SLIPWAY_API_KEY"
@@ -53,46 +52,48 @@ def command(
     payload = _payload(file)
     try:
         if where.startswith(("http://", "https://")):
-            label, probabilities, decoder = ask_server(where, payload, invert, ca, cert)
+            label, probabilities, told = ask_server(where, payload, invert, ca, cert)
         else:
-            label, probabilities, decoder = ask_bundle(resolve_bundle(where), payload, invert)
+            label, probabilities, told = ask_bundle(resolve_bundle(where), payload, invert)
     except (BundleError, DecodeError, PredictError) as error:
         fail(error)
     if as_json:
         click.echo(json.dumps({"label": label, "probabilities": probabilities}, ensure_ascii=False))
     else:
         click.echo(drawn(label, probabilities))
-    if decoder is not None and (told := hint(decoder, payload, invert=invert)):
+    if told:
         click.echo(f"hint: {told}", err=True)
 
 
 def ask_bundle(
     folder: Path, payload: bytes, invert: bool
-) -> tuple[str, dict[str, float], Decoder | None]:
-    """(label, probabilities, decoder) from a bundle on this machine, by the code that serves.
+) -> tuple[str, dict[str, float], str | None]:
+    """(label, probabilities, hint) from a bundle on this machine, by the code that serves.
 
     Raises `BundleError`, `DecodeError` or `PredictError`.
     """
+    from serving import file_door
     from serving.config import Settings
     from serving.errors import ServingError
-    from serving.model import file_door, load, ranked
+    from serving.model import load
 
     bundle: Bundle = read(folder)
     try:
         model = load(bundle, Settings())
-        decoder, source, output, labels = file_door(bundle.manifest)
-        row = decode(decoder, payload, invert=invert)
-        answers = model.session.run({source.name: row[None]})
-        label, probabilities = ranked(answers[output.name][0], labels)
+        output, labels = file_door.probable(bundle.manifest)
+        row = file_door.row(bundle.manifest, bundle.contents, payload, invert=invert)
+        answers = model.session.run(row)
+        label, probabilities = file_door.ranked(answers[output.name][0], labels)
     except ServingError as error:
         raise PredictError(f"{folder}: {error}") from error
-    return label, probabilities, decoder
+    decoder = next(iter(file_door.decoders(bundle.manifest).values()))
+    return label, probabilities, hint(decoder, payload, bundle.contents, invert=invert)
 
 
 def ask_server(
     url: str, payload: bytes, invert: bool, ca: Path | None = None, cert: Path | None = None
-) -> tuple[str, dict[str, float], Decoder | None]:
-    """(label, probabilities, decoder if told) from a server. Raises `PredictError`."""
+) -> tuple[str, dict[str, float], str | None]:
+    """(label, probabilities, hint) from a server. Raises `PredictError`."""
     base, name, version = server_address(url)
     try:
         own = (cert, cert) if cert else None
@@ -102,13 +103,20 @@ def ask_server(
             properties = client.metadata(name, version).properties
     except (ClientError, OSError) as error:
         raise PredictError(str(error)) from None
-    decoder = None
-    if "decoder" in properties:
-        try:
-            decoder = ImageDecoder.model_validate_json(properties["decoder"])
-        except ValidationError:  # a newer server's decoder: no hint then, and no harm
-            decoder = None
-    return answer.label, dict(answer.probabilities), decoder
+    return (
+        answer.label,
+        dict(answer.probabilities),
+        _hint(properties.get("decoder"), payload, invert),
+    )
+
+
+def _hint(decoder: str | None, payload: bytes, invert: bool) -> str | None:
+    """A hint by the decoder that a server told of, where it needs nothing else of the bundle."""
+    try:
+        settings = TypeAdapter[Decoder](Decoder).validate_json(decoder or "")
+    except ValidationError:  # none, or a newer server's: no hint then, and no harm
+        return None
+    return None if settings.reads else hint(settings, payload, invert=invert)
 
 
 def server_address(url: str) -> tuple[str, str | None, str | None]:

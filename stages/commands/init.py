@@ -15,7 +15,7 @@ from ruamel.yaml.error import YAMLError
 
 from pipeline.bundle.manifest import MODEL_NAME
 from pipeline.config import ConfigError, suggestion
-from pipeline.prepared import DataError
+from pipeline.dataset import DataError
 from stages.entry import fail
 from stages.layout import Layout, write_atomically
 from stages.params import PARAMS, load, read
@@ -109,7 +109,7 @@ def add(name: str, text: str) -> str:
     except ConfigError:
         write_atomically(PARAMS, before)
         raise
-    _show_latency(name)
+    _show(name)
     return name
 
 
@@ -138,14 +138,30 @@ def _end_of_heading(text: str) -> int:
     return sum(len(line) for line in takewhile(lambda line: line[0] in "#\n", lines))
 
 
-def _show_latency(name: str) -> None:
-    """A line for `dvc metrics show`, at the end of the list that ends `dvc.yaml`."""
-    before, line = GRAPH.read_text(), str(Layout(name).latency)
+def _show(name: str) -> None:
+    """Lines for `dvc metrics show` and `dvc plots show`, in the lists that end `dvc.yaml`."""
+    layout, task = Layout(name), load()[name].task.module.Task
+    plots = {
+        str(layout.tables / f"{table}.csv"): {
+            "title": f"{plot.title}, {name}",
+            "template": plot.template,
+            "x": plot.x,
+            "y": plot.y,
+        }
+        for table, plot in task.plots.items()
+    }
+    before, latency = GRAPH.read_text(), str(layout.latency)
     graph = _yaml().load(before)
-    graph.setdefault("metrics", []).append(line)
-    written = f"{before.rstrip()}\n  - {line}\n"
+    graph.setdefault("plots", []).extend({path: plot} for path, plot in plots.items())
+    graph.setdefault("metrics", []).append(latency)
+    head, list_of_metrics, tail = before.rpartition("\n\n")  # a comment and `metrics:` end the file
+    drawn = "".join(
+        f"  - {path}:\n" + "".join(f"      {key}: {value}\n" for key, value in plot.items())
+        for path, plot in plots.items()
+    )
+    written = f"{head}\n{drawn}\n{tail.rstrip()}\n  - {latency}\n"
     try:
-        if _plain(written) == _plain(_dump(graph).decode()):
+        if list_of_metrics and _plain(written) == _plain(_dump(graph).decode()):
             write_atomically(GRAPH, written.encode())
             return
     except YAMLError:

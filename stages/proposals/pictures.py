@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.data import pictures
-from pipeline.prepared import listed
+from pipeline.dataset import listed
 from stages import budget
 from stages.proposals import Proposal
 

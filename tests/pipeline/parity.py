@@ -16,8 +16,10 @@ import torch
 from pipeline import export, optimise, plugins
 from pipeline.bundle.manifest import Input
 from pipeline.config import build
-from pipeline.network import Network, Pixels, predict
-from pipeline.prepared import Channel
+from pipeline.frontends.pixels import pixels
+from pipeline.network import joined, predict
+from pipeline.statistics import Channel
+from pipeline.target import Target
 from serving.runtime import open_session
 
 HEIGHT, WIDTH, CHANNELS, LABELS = 12, 10, 3, tuple("abcde")
@@ -35,9 +37,9 @@ def worst_difference(name: str, values: dict[str, Any]) -> float:
     model = plugins.load("model", name, "model.name")
     config = build(model.Config, {"name": name, **values}, "model")
     tasks = plugins.load("task", "classification", "task.name")
-    task = tasks.Task(tasks.Config(name="classification"), LABELS)
-    body = model.build(config, (CHANNELS, HEIGHT, WIDTH), task.outputs)
-    network = Network(Pixels((Channel(mean=100, std=50),) * CHANNELS), body)
+    task = tasks.Task(tasks.Config(name="classification"), Target(kind="class", labels=LABELS))
+    frontend = pixels((Channel(mean=100, std=50),) * CHANNELS, (CHANNELS, HEIGHT, WIDTH))
+    network = joined(frontend, model, config, task.outputs)
 
     before = [parameter.detach().clone() for parameter in network.parameters()]
     optimiser = optimise.build(optimise.Optimiser(), 1e-3, network)

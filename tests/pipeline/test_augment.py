@@ -5,17 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipeline.augment import (
-    Affine,
-    Augment,
-    affine,
-    augmented,
-    colour,
-    crop,
-    erase,
-    flip,
-    mixup,
-)
+from pipeline.augment import Augment, augmented, check, mixup
+from pipeline.augment.image import Affine, affine, colour, crop, erase, flip
+from pipeline.config import ConfigError
 
 SIZE = 15
 
@@ -201,7 +193,7 @@ def test_each_change_happens_when_asked_for_and_the_seed_decides(settings):
     made = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
-        made.append(augmented(image, Augment(**settings)))
+        made.append(augmented({"image": image}, Augment(**settings))["image"])
     assert torch.equal(made[0], made[1])
     assert not torch.equal(made[0], made[2]) and not torch.equal(made[0], image)
     assert torch.equal(image, noise(32))  # what was handed in is left alone
@@ -212,7 +204,7 @@ def test_what_is_not_asked_for_draws_nothing():
     before = torch.get_rng_state()
     image = noise(4)
     torch.set_rng_state(before)
-    assert torch.equal(augmented(image, Augment()), image)
+    assert torch.equal(augmented({"image": image}, Augment())["image"], image)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -225,3 +217,17 @@ def test_mixup_reaches_the_training_and_repeats(digits, tmp_path):
         for name, chosen in (("one", settings), ("two", settings), ("plain", {"train.epochs": 1}))
     ]
     assert weights[0] == weights[1] != weights[2]
+
+
+def test_a_setting_that_changes_nothing_of_the_data_is_refused():
+    check(Augment(rotate=3), ["image"])
+    check(Augment(), ["numeric", "categorical"])
+    with pytest.raises(ConfigError, match=r"train\.augment\.rotate: changes the input image"):
+        check(Augment(rotate=3), ["numeric", "categorical"])
+    with pytest.raises(ConfigError, match=r"train\.augment\.mixup: token_ids"):
+        check(Augment(mixup=0.2), ["token_ids"])
+
+
+def test_what_is_of_another_kind_is_left_alone():
+    ids = torch.arange(12).view(3, 4)
+    assert torch.equal(augmented({"token_ids": ids}, Augment(rotate=9))["token_ids"], ids)

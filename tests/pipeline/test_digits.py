@@ -11,7 +11,7 @@ from pipeline.data import digits
 
 def test_digits_are_1797_pictures_of_every_label():
     raw = digits.load(digits.Config(name="digits", path="data/builtin"), Path())
-    image = raw.arrays["image"]
+    image = raw.rows.arrays["image"]
     assert image.shape == (1797, 8, 8, 1) and image.dtype == np.uint8
     assert image.min() == 0 and image.max() == 255
     assert raw.labels == tuple("0123456789")
@@ -22,5 +22,5 @@ def test_digits_are_1797_pictures_of_every_label():
 
 def test_strokes_are_bright_on_black():
     raw = digits.load(digits.Config(name="digits", path="data/builtin"), Path())
-    corners = raw.arrays["image"][:, [0, 0, -1, -1], [0, -1, 0, -1]]
-    assert corners.mean() < raw.arrays["image"].mean() / 3
+    corners = raw.rows.arrays["image"][:, [0, 0, -1, -1], [0, -1, 0, -1]]
+    assert corners.mean() < raw.rows.arrays["image"].mean() / 3

@@ -19,7 +19,7 @@ from hypothesis.extra import numpy as arrays
 
 from pipeline.config import ConfigError, build
 from pipeline.data import idx
-from pipeline.prepared import DataError
+from pipeline.dataset import DataError
 
 WORDS = {"title": "Made up", "licence": "none", "name": "idx"}
 LABELS = tuple("abc")
@@ -107,10 +107,10 @@ def refused(folder: Path, payload: bytes, why: str = ".") -> None:
 
 def test_both_parts_are_loaded_and_the_second_is_the_given_test(tmp_path):
     raw = idx.load(config("set"), write_set(tmp_path / "set").parent)
-    assert raw.arrays["image"].shape == (42, 6, 5, 1)
+    assert raw.rows.arrays["image"].shape == (42, 6, 5, 1)
     assert raw.given_test.tolist() == [False] * 30 + [True] * 12
     assert raw.target.tolist() == [n % 3 for n in (*range(30), *range(12))]
-    np.testing.assert_array_equal(raw.arrays["image"][30:, ..., 0], pictures(12, 1))
+    np.testing.assert_array_equal(raw.rows.arrays["image"][30:, ..., 0], pictures(12, 1))
 
 
 def test_pictures_and_labels_must_be_as_many(tmp_path):
@@ -163,7 +163,7 @@ def test_files_are_fetched_and_then_kept(served, tmp_path):
     url, sums = served
     fetched = idx.load(config("nowhere", url=url, sha256=sums), tmp_path)
     np.testing.assert_array_equal(
-        fetched.arrays["image"], idx.load(config("set"), tmp_path).arrays["image"]
+        fetched.rows.arrays["image"], idx.load(config("set"), tmp_path).rows.arrays["image"]
     )
     for path in (tmp_path / "set").iterdir():
         path.unlink()
@@ -189,7 +189,7 @@ def test_a_file_that_is_not_there_is_named(served, tmp_path):
 )
 def test_the_real_mnist():
     raw = idx.load(config("mnist", labels=list("0123456789")), Path(os.environ["SLIPWAY_DATA"]))
-    assert raw.arrays["image"].shape == (70000, 28, 28, 1)
+    assert raw.rows.arrays["image"].shape == (70000, 28, 28, 1)
     train = np.bincount(raw.target[~raw.given_test]).tolist()
     assert train == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
     test = np.bincount(raw.target[raw.given_test]).tolist()

@@ -135,4 +135,4 @@ def test_an_unknown_metric_is_refused_with_its_place():
     with pytest.raises(
         ConfigError, match=r"x\.metrics: no metric named 'acuracy', did you mean 'accuracy'"
     ):
-        metrics.check_names(["log_loss", "acuracy"], "x.metrics")
+        metrics.check_names(["log_loss", "acuracy"], "class", "x.metrics")

@@ -16,15 +16,15 @@ def count(module: nn.Module, kind: type[nn.Module]) -> int:
 
 def test_an_mlp_has_the_layers_asked_for():
     config = mlp.Config(name="mlp", depth=3, width=7, dropout=0.5, batch_norm=True)
-    body = mlp.build(config, (2, 3, 4), 5)
+    body = mlp.build(config, (24,), 5)
     shapes = [tuple(p.shape) for p in body.parameters() if p.ndim == 2]
     assert shapes == [(7, 24), (7, 7), (7, 7), (5, 7)]
     assert count(body, nn.Dropout) == count(body, nn.BatchNorm1d) == count(body, nn.ReLU) == 3
-    assert body(torch.randn(4, 2, 3, 4)).shape == (4, 5)
+    assert body(torch.randn(4, 24)).shape == (4, 5)
 
 
 def test_an_mlp_without_hidden_layers_is_a_linear_map():
-    body = mlp.build(mlp.Config(name="mlp", depth=0), (1, 2, 2), 3)
+    body = mlp.build(mlp.Config(name="mlp", depth=0), (4,), 3)
     assert [tuple(p.shape) for p in body.parameters()] == [(3, 4), (3,)]
 
 
@@ -41,11 +41,6 @@ def test_a_cnn_has_the_stages_asked_for():
 def test_a_cnn_too_deep_for_its_pictures_is_refused():
     with pytest.raises(ConfigError, match=r"model\.depth: 5 stages halve 8x8 pixels to nothing"):
         cnn.build(cnn.Config(name="cnn", depth=5, width=1), (1, 8, 8), 10)
-
-
-def test_a_cnn_reads_pictures_only():
-    with pytest.raises(ConfigError, match=r"cnn reads pictures .* got \[40\]"):
-        cnn.build(cnn.Config(name="cnn"), (40,), 10)
 
 
 def test_a_resnet_has_the_blocks_asked_for():
@@ -77,13 +72,8 @@ def test_a_resnets_blocks_begin_as_nothing_added(zero_scale):
     assert torch.equal(block(seen), seen) is zero_scale
 
 
-def test_a_resnet_reads_pictures_only():
-    with pytest.raises(ConfigError, match=r"resnet reads pictures .* got \[40\]"):
-        resnet.build(resnet.Config(name="resnet"), (40,), 10)
-
-
 def test_an_mlp_may_narrow():
-    body = mlp.build(mlp.Config(name="mlp", widths=(8, 4)), (1, 2, 3), 5)
+    body = mlp.build(mlp.Config(name="mlp", widths=(8, 4)), (6,), 5)
     assert [tuple(p.shape) for p in body.parameters() if p.ndim == 2] == [(8, 6), (4, 8), (5, 4)]
 
 

@@ -8,8 +8,9 @@ import torch
 
 from pipeline import prepared
 from pipeline.evaluate import answers, significant
-from pipeline.network import Pixels, predict
-from pipeline.prepared import Channel
+from pipeline.frontends.pixels import pixels
+from pipeline.network import predict
+from pipeline.statistics import Channel
 from stages import network as networks
 from tests.pipeline.experiments import experiment
 
@@ -22,7 +23,7 @@ def test_pixels_are_brought_to_mean_0_and_deviation_1():
     channels = tuple(
         Channel(mean=planes[:, c].mean().item(), std=planes[:, c].std().item()) for c in range(3)
     )
-    features = Pixels(channels)(image)
+    features = pixels(channels, (3, 6, 5))(image)
     assert features.shape == (50, 3, 6, 5) and features.dtype == torch.float32
     torch.testing.assert_close(features.mean((0, 2, 3)), torch.zeros(3), atol=1e-4, rtol=0)
     torch.testing.assert_close(features.std((0, 2, 3)), torch.ones(3), atol=1e-4, rtol=0)
@@ -30,11 +31,11 @@ def test_pixels_are_brought_to_mean_0_and_deviation_1():
 
 def test_a_constant_channel_is_0_and_not_nan():
     image = torch.full((2, 4, 4, 1), 7, dtype=torch.uint8)
-    assert not Pixels((Channel(mean=7, std=0),))(image).any()
+    assert not pixels((Channel(mean=7, std=0),), (1, 4, 4))(image).any()
 
 
 def test_the_statistics_travel_with_the_weights():
-    assert set(Pixels((Channel(mean=1, std=2),)).state_dict()) == {"scale", "shift"}
+    assert set(pixels((Channel(mean=1, std=2),), (1, 4, 4)).state_dict()) == {"scale", "shift"}
 
 
 def test_a_fresh_network_follows_from_seed_and_data(digits):

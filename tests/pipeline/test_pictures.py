@@ -15,7 +15,9 @@ from pipeline import prepared
 from pipeline.bundle.decode import decode
 from pipeline.config import ConfigError, build
 from pipeline.data import pictures
-from pipeline.prepared import DataError, Rows, Split
+from pipeline.dataset import DataError, Encoded, RawData, Split, Stream
+from pipeline.prepared import Rows
+from pipeline.split import SPLITS
 
 SIDE = 12
 
@@ -47,7 +49,7 @@ def prepare(root: Path, **settings: Any) -> dict[str, Rows]:
     chosen = config(**settings)
     raw = pictures.load(chosen, root)
     prepared.prepare("pictures", raw, chosen.split, root / "out")
-    return {part: prepared.read(root / "out", part) for part in prepared.SPLITS}
+    return {part: prepared.read(root / "out", part) for part in SPLITS}
 
 
 def refusal(root: Path, **settings: Any) -> str:
@@ -388,14 +390,14 @@ def test_memory_does_not_grow_with_the_data(tmp_path):
 def test_a_stream_must_keep_its_word(tmp_path):
     classes(tmp_path / "set")
     raw = pictures.load(config(), tmp_path)
-    stream = raw.arrays["image"]
-    assert isinstance(stream, prepared.Stream)
+    stream = raw.rows.arrays["image"]
+    assert isinstance(stream, Stream)
     for rows, why in (
         (lambda: iter(list(stream.rows())[:-1]), "20 rows announced, 19 came"),
         (lambda: (row[:-1] for row in stream.rows()), r"declared uint8 \[12, 12, 3\], row 0 is"),
     ):
-        broken = prepared.RawData(
-            raw.inputs, {"image": prepared.Stream(20, rows)}, raw.target, raw.labels
+        broken = RawData(
+            Encoded(raw.rows.inputs, {"image": Stream(20, rows)}), raw.target, raw.labels
         )
         with pytest.raises(DataError, match=why):
             prepared.prepare("x", broken, Split(), tmp_path / "out")

@@ -15,21 +15,29 @@ from hypothesis import strategies as st
 from pipeline import prepared
 from pipeline.bundle.manifest import Input
 from pipeline.config import ConfigError
-from pipeline.prepared import SPLITS, DataError, RawData, Rows, Split
+from pipeline.dataset import DataError, Encoded, RawData, Split
+from pipeline.prepared import Rows
+from pipeline.split import SPLITS, assign
 
 LABELS = tuple("abc")
+
+
+def one(image: np.ndarray) -> Encoded:
+    """Pictures of 4 by 3."""
+    declared = Input(name="image", dtype="uint8", shape=("batch", 4, 3, 1), units="grey")
+    return Encoded.one(declared, image)
 
 
 def raw_data(rows: int = 120, seed: int = 0, labels: tuple[str, ...] = LABELS) -> RawData:
     """Pictures of noise, no two alike, with labels in turn."""
     image = np.random.default_rng(seed).integers(0, 256, (rows, 4, 3, 1), np.uint8)
-    declared = Input(name="image", dtype="uint8", shape=("batch", 4, 3, 1), units="grey")
-    return RawData((declared,), {"image": image}, np.arange(rows) % len(labels), labels)
+    return RawData(one(image), np.arange(rows) % len(labels), labels)
 
 
 def with_rows(raw: RawData, rows: np.ndarray) -> RawData:
     """The same data set with these rows, in this order; a row may be named twice."""
-    return replace(raw, arrays={"image": raw.arrays["image"][rows]}, target=raw.target[rows])
+    image = raw.rows.arrays["image"][rows]
+    return replace(raw, rows=Encoded(raw.rows.inputs, {"image": image}), target=raw.target[rows])
 
 
 def prepare(raw: RawData, folder: Path, **split: float) -> dict[str, Rows]:
@@ -58,7 +66,7 @@ def test_shares_hold_in_every_class_to_one_row(rows, validation, test, seed):
     raw = raw_data(rows)
     identity = np.arange(rows, dtype=np.uint64).view(np.uint8).reshape(rows, 8)
     split = Split(validation=validation, test=test, seed=seed)
-    member = prepared.assign(identity, raw.target, split, None)
+    member = assign(identity, raw.target, split, None)
     for label in range(3):
         of_class = member[raw.target == label]
         for part, share in (("validation", validation), ("test", test)):
@@ -69,7 +77,7 @@ def test_shares_hold_in_every_class_to_one_row(rows, validation, test, seed):
 def test_every_row_lands_in_one_split_with_its_label(tmp_path):
     raw = raw_data()
     parts = prepare(raw, tmp_path)
-    label = {row.tobytes(): t for row, t in zip(raw.arrays["image"], raw.target, strict=True)}
+    label = {row.tobytes(): t for row, t in zip(raw.rows.arrays["image"], raw.target, strict=True)}
     seen = [
         (row.tobytes(), target)
         for rows in parts.values()
@@ -115,7 +123,9 @@ def test_identical_rows_with_different_labels_are_refused_by_row(tmp_path):
 def test_a_given_test_set_is_kept(tmp_path):
     given_test = np.arange(120) >= 90
     parts = prepare(replace(raw_data(), given_test=given_test), tmp_path, validation=0.1)
-    np.testing.assert_array_equal(parts["test"].arrays["image"], raw_data().arrays["image"][90:])
+    np.testing.assert_array_equal(
+        parts["test"].arrays["image"], raw_data().rows.arrays["image"][90:]
+    )
     assert {part: len(rows) for part, rows in parts.items()} == {
         "train": 81,
         "validation": 9,
@@ -156,10 +166,10 @@ def test_shares_that_leave_nothing_to_train_are_refused(tmp_path):
     ("broken", "why"),
     [
         ({"target": np.arange(119) % 3}, "120 rows of 'image' but 119 labels"),
-        ({"arrays": {"image": np.zeros((120, 4, 3, 1))}}, "declared uint8 .* loaded float64"),
-        ({"arrays": {"image": np.zeros((120, 3, 4, 1), np.uint8)}}, "declared .*4, 3, 1"),
+        ({"rows": one(np.zeros((120, 4, 3, 1)))}, "declared uint8 .* loaded float64"),
+        ({"rows": one(np.zeros((120, 3, 4, 1), np.uint8))}, "declared .*4, 3, 1"),
         (
-            {"arrays": {"image": np.zeros((0, 4, 3, 1), np.uint8)}, "target": np.zeros(0, int)},
+            {"rows": one(np.zeros((0, 4, 3, 1), np.uint8)), "target": np.zeros(0, int)},
             "no rows",
         ),
     ],
@@ -198,7 +208,7 @@ def test_another_split_has_another_digest(tmp_path, change):
 def test_what_is_not_prepared_is_told(tmp_path):
     with pytest.raises(DataError, match="no prepared data; run `dvc repro`"):
         prepared.read_manifest(tmp_path)
-    with pytest.raises(DataError, match=r"train\.safetensors: no prepared data"):
+    with pytest.raises(DataError, match=r"manifest\.json: no prepared data"):
         prepared.read(tmp_path, "train")
 
 
@@ -234,9 +244,10 @@ def peak(folder):
     seen = []
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 3))
 
-    def loss(logits, target):
+    def turns(network, raw, taught):
         seen.append(anonymous())
-        return torch.nn.functional.cross_entropy(logits, target)
+        ((_, target),) = taught
+        yield "network", torch.nn.functional.cross_entropy(network(*raw), target)
 
     class Floats(torch.nn.Module):
         def __init__(self):
@@ -246,12 +257,14 @@ def peak(folder):
         def forward(self, image):
             return self.body(image.float() / 255)
 
+    floats = Floats()
     train.fit(
-        Floats(),
+        floats,
         train.Config(lr=1e-3, epochs=1, batch_size=50),
         prepared.read(folder, "train"),
         prepared.read(folder, "validation"),
-        loss=loss,
+        players={"network": floats},
+        turns=turns,
         score=lambda network, rows: {"loss": 0.0},
         better={"loss": "lower"},
         log=lambda line: None,
@@ -271,7 +284,7 @@ def test_training_memory_does_not_grow_with_the_data(tmp_path):
     declared = Input(name="image", dtype="uint8", shape=("batch", 32, 32, 3), units="grey")
     for name, rows in (("small", 1500), ("large", 15000)):  # 4.6 and 46 MB
         image = np.random.default_rng(0).integers(0, 256, (rows, 32, 32, 3), np.uint8)
-        raw = RawData((declared,), {"image": image}, np.arange(rows) % 3, LABELS)
+        raw = RawData(Encoded.one(declared, image), np.arange(rows) % 3, LABELS)
         prepared.prepare(name, raw, Split(validation=0.05, test=0.05), tmp_path / name)
     done = subprocess.run(
         [sys.executable, "-c", MEASURE, str(tmp_path / "small"), str(tmp_path / "large")],

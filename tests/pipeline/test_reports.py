@@ -19,6 +19,7 @@ from pipeline.pictures import curves
 from pipeline.prepared import Rows
 from pipeline.profile import profile
 from pipeline.tables import csv_bytes
+from pipeline.target import Target
 from stages import network as networks
 
 
@@ -79,7 +80,7 @@ def test_curves_are_drawn_from_the_history(trained):
 def test_a_profile_counts_every_pixel_and_answer(scored, digits):
     task, given, rows = scored
     train = prepared.read(digits, "train")
-    told = profile(train, task.labels, given)
+    told = profile(train, task.target, given)
     assert sum(told["inputs"]["image"]["counts"]) == train.arrays["image"].size
     edges, counts = told["inputs"]["image"]["edges"], told["inputs"]["image"]["counts"]
     assert edges == list(range(0, 257, 8))
@@ -93,7 +94,9 @@ def test_a_profile_counts_every_pixel_and_answer(scored, digits):
 def test_a_profile_of_floats_covers_their_range():
     values = np.random.default_rng(0).normal(0, 3, (5000, 2)).astype(np.float32)
     rows = Rows({"x": values}, np.zeros(5000, np.int64))
-    told = profile(rows, ("a",), {"probabilities": np.ones((4, 1))})["inputs"]["x"]
+    told = profile(rows, Target(kind="class", labels=("a",)), {"probabilities": np.ones((4, 1))})[
+        "inputs"
+    ]["x"]
     assert sum(told["counts"]) == values.size
     assert told["edges"][0] == values.min() and told["edges"][-1] == values.max()
 
@@ -114,7 +117,14 @@ def made(scored, trained, manifest) -> str:
     task, _, _ = scored
     settings = trained.experiment.resolved()
     return card(
-        "digits", manifest, task.declared(), settings, {"accuracy": 0.9}, PARITY, {"torch": "2"}
+        "digits",
+        manifest,
+        manifest.inputs,
+        task.declared(),
+        settings,
+        {"accuracy": 0.9},
+        PARITY,
+        {"torch": "2"},
     )
 
 

@@ -13,7 +13,7 @@ import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 from pipeline.bundle import golden
-from pipeline.bundle.decode import ImageDecoder
+from pipeline.bundle.decode.image import ImageDecoder
 from pipeline.bundle.manifest import Input, Output, write
 from tests.manifests import OPSET, sound_manifest
 

@@ -18,7 +18,8 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from pipeline import cli
-from pipeline.bundle.decode import ImageDecoder, decode
+from pipeline.bundle.decode import decode
+from pipeline.bundle.decode.image import ImageDecoder
 from pipeline.bundle.manifest import read
 from tests.serving.bundles import answers, digits_graph, make_bundle, make_series_bundle
 from tests.serving.live import ROOT, Live

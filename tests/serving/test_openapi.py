@@ -261,7 +261,7 @@ def test_a_made_up_host_is_not_repeated(server: Live) -> None:
 def test_what_a_bundle_says_cannot_break_out(start: Start, tmp_path: Path) -> None:
     hostile = '</pre><script>alert("1")</script>'
     labels = (hostile, *"123456789")
-    from pipeline.bundle.decode import ImageDecoder
+    from pipeline.bundle.decode.image import ImageDecoder
 
     shape = ("batch", 10)
     source = Input(

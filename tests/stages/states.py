@@ -18,7 +18,8 @@ from unittest import mock
 import click
 import numpy as np
 
-from pipeline.prepared import RawData, Split, prepare
+from pipeline.dataset import Encoded, RawData, Split
+from pipeline.prepared import prepare
 from stages.tracking import QUIET
 from tests.serving.bundles import LABELS, digits_graph, digits_interface, make_bundle
 
@@ -161,7 +162,7 @@ def new_state(folder: Path, seed: int = 1) -> State:
     inputs, _ = digits_interface()
     target = np.arange(400) % 10
     pictures = np.random.default_rng(0).integers(0, 256, (400, 8, 8, 1), np.uint8)
-    raw = RawData(inputs, {"image": pictures}, target.astype(np.int64), LABELS)
+    raw = RawData(Encoded(inputs, {"image": pictures}), target.astype(np.int64), LABELS)
     prepare("digits", raw, Split(), folder / "build" / EXPERIMENT / "data")
     return State(folder).become(seed)
 

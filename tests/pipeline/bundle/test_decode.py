@@ -16,14 +16,8 @@ from hypothesis.extra import numpy as arrays
 from PIL import Image
 from pydantic import ValidationError
 
-from pipeline.bundle.decode import (
-    MAX_PIXELS,
-    DecodeError,
-    ImageDecoder,
-    decode,
-    encode,
-    looks_inverted,
-)
+from pipeline.bundle.decode import DecodeError, decode, encode
+from pipeline.bundle.decode.image import MAX_PIXELS, ImageDecoder, looks_inverted
 
 SIDE = 6
 
@@ -256,7 +250,8 @@ ROOT = Path(__file__).parents[3]
 LONG = """
 import io
 from PIL import Image
-from pipeline.bundle.decode import ImageDecoder, decode
+from pipeline.bundle.decode import decode
+from pipeline.bundle.decode.image import ImageDecoder
 from tests.memory import peak_bytes
 for size in ((20_000_000, 1), (1, 20_000_000)):
     buffer = io.BytesIO()

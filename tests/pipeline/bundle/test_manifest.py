@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.bundle import manifest as bundle
-from pipeline.bundle.decode import ImageDecoder
+from pipeline.bundle.decode.image import ImageDecoder
 from pipeline.bundle.manifest import (
     BundleError,
     FileEntry,

@@ -1,9 +1,4 @@
-"""Small random changes to training pictures, as batched tensor operations on raw pixels.
-
-Each draws from torch's global generator on the CPU, and only where it is asked for: the draws are the
-same on every device, and one more kind of change leaves a training without it as it was. Nothing here
-is ever exported.
-"""
+"""Pictures: moved, mirrored, coloured and blanked, on raw pixels."""
 
 from __future__ import annotations
 
@@ -31,7 +26,10 @@ class Affine(Section):
         return any((self.rotate, self.scale, self.shear, self.shift))
 
 
-class Augment(Affine):
+INPUT = "image"
+
+
+class Settings(Affine):
     """What happens to training pictures at random, in this order; all 0 or false: nothing."""
 
     crop: int = Field(
@@ -54,16 +52,10 @@ class Augment(Affine):
         lt=1,
         description="largest share of a picture that is blanked to its mean, in half of the pictures",
     )
-    mixup: float = Field(
-        0.0,
-        ge=0,
-        le=10,
-        description="alpha of the Beta distribution by which two pictures and labels are mixed",
-    )
 
 
-def augmented(image: torch.Tensor, config: Augment) -> torch.Tensor:
-    """uint8 `[batch, height, width, channels]` -> the same, changed as asked for, save for mixup."""
+def augmented(image: torch.Tensor, config: Settings) -> torch.Tensor:
+    """uint8 `[batch, height, width, channels]` -> the same, changed as asked for."""
     if config.crop:
         image = crop(image, config.crop)
     if config.flip:
@@ -132,24 +124,6 @@ def erase(image: torch.Tensor, most: float) -> torch.Tensor:
     inside = ((y > top) & (y < top + tall))[:, :, None] & ((x > left) & (x < left + wide))[:, None]
     mean = image.float().mean((1, 2), keepdim=True).round().to(torch.uint8)
     return torch.where(inside[..., None], mean, image)
-
-
-def mixup(
-    inputs: list[torch.Tensor], target: torch.Tensor, alpha: float
-) -> tuple[list[torch.Tensor], list[tuple[float, torch.Tensor]]]:
-    """Each row and another one of the batch, mixed by one share (Zhang et al. 2018).
-
-    The mixed uint8 inputs, and the two targets, each with the share that its loss counts for.
-    """
-    import torch
-
-    share = float(torch.distributions.Beta(alpha, alpha).sample())
-    partner = torch.randperm(len(target))
-    mixed = [
-        (share * tensor.float() + (1 - share) * tensor[partner].float()).round().to(tensor.dtype)
-        for tensor in inputs
-    ]
-    return mixed, [(share, target), (1 - share, target[partner])]
 
 
 def _grey(levels: torch.Tensor) -> torch.Tensor:

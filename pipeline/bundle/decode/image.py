@@ -1,19 +1,16 @@
-"""Raw bytes to arrays: what a graph cannot hold, written once for training and serving.
-
-Data preparation and the server both call `decode` with the decoder recorded beside the data, so a
-picture is brought to the model's size in one way only. A decoder is data (it travels in the
-bundle's manifest); `DECODERS` maps its `kind` to the function that carries it out.
-"""
+"""Pictures: a file of any size and mode to the model's pixels."""
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from pipeline.bundle.decode._settings import DecodeError, DecoderSettings
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -30,8 +27,8 @@ MIN_CONTRAST = 16
 PICTURE_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "PPM")
 
 
-class DecodeError(ValueError):
-    """The bytes are not what the model reads: the sender's fault, and the message says why."""
+HINT_VIEW = 128
+"""Pixels across in which a picture is looked at for a hint: a stroke too thin for the model still shows."""
 
 
 class Fit(BaseModel):
@@ -51,7 +48,7 @@ class Fit(BaseModel):
     margin: int = Field(0, ge=0, description="pixels of background kept around, after fitting")
 
 
-class ImageDecoder(Fit):
+class ImageDecoder(Fit, DecoderSettings):
     """How a picture file becomes `uint8 [height, width, channels]`, 0-255.
 
     A picture that already has the model's size and mode passes through untouched. Any other is
@@ -79,39 +76,13 @@ class ImageDecoder(Fit):
         return self
 
 
-Decoder = ImageDecoder
-"""Every kind of decoder; sound and text join here as a union told apart by `kind`."""
+Settings = ImageDecoder
 
 
-def decode(decoder: Decoder, payload: bytes, *, invert: bool = False) -> np.ndarray:
-    """One file's bytes to one row of the model's input, without the batch axis.
-
-    Raises `DecodeError` where the bytes are no file the decoder reads.
-    """
-    return DECODERS[decoder.kind](decoder, payload, invert)
-
-
-def encode(decoder: Decoder, row: np.ndarray) -> tuple[str, bytes]:
-    """One row back to a file that `decode` returns unchanged: (suffix, bytes)."""
-    return ENCODERS[decoder.kind](row)
-
-
-def looks_inverted(decoder: Decoder, payload: bytes) -> bool:
-    """Whether a picture seems dark on light although the model learned light on dark.
-
-    Judged by its border, which is background in what the model was taught. A guess for a hint,
-    never acted on.
-    """
-    # Stretched, so that the border is the picture's own and not what it was padded with.
-    plain = {"trim": False, "margin": 0, "fit": "stretch"}
-    row = decode(decoder.model_copy(update=plain), payload)
-    border = np.concatenate(
-        [row[0].ravel(), row[-1].ravel(), row[:, 0].ravel(), row[:, -1].ravel()]
-    )
-    return bool(np.median(border) > 127)
-
-
-def _decode_image(decoder: ImageDecoder, payload: bytes, invert: bool) -> np.ndarray:
+def decode(
+    decoder: ImageDecoder, payload: bytes, _files: Mapping[str, bytes], invert: bool
+) -> np.ndarray:
+    """uint8 `[height, width, channels]`. Raises `DecodeError`."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
@@ -143,6 +114,73 @@ def _decode_image(decoder: ImageDecoder, payload: bytes, invert: bool) -> np.nda
     if picture.size != (decoder.width, decoder.height):
         picture = _fit(picture, decoder)
     return np.asarray(picture, np.uint8).reshape(decoder.height, decoder.width, decoder.channels)
+
+
+def encode(
+    _decoder: ImageDecoder, row: np.ndarray, _files: Mapping[str, bytes]
+) -> tuple[str, bytes]:
+    """A PNG of the row."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(row[:, :, 0] if row.shape[2] == 1 else row).save(buffer, "PNG")
+    return ".png", buffer.getvalue()
+
+
+def hint(
+    decoder: ImageDecoder, payload: bytes, files: Mapping[str, bytes], invert: bool
+) -> str | None:
+    """Whether nothing is seen of the picture, or it seems dark on light."""
+    whole = decoder.model_copy(
+        # Stretched and untrimmed: the picture's own levels, none of those it is padded with.
+        update={
+            "trim": False,
+            "margin": 0,
+            "fit": "stretch",
+            "height": HINT_VIEW,
+            "width": HINT_VIEW,
+        }
+    )
+    seen = decode(whole, payload, files, invert)
+    if _flat(seen):
+        told = f"nothing is drawn: as it was read, the picture is {_level(seen)} all over"
+        other = "leave out --invert" if invert else "try --invert (dark strokes on light)"
+        if not _flat(decode(whole, payload, files, not invert)):
+            return f"{told}; {other}: then something shows"
+        return f"{told}, with --invert and without; the answer means nothing, try another picture"
+    if _flat(decode(decoder, payload, files, invert)):
+        return (
+            f"nothing of the drawing is left at the model's {decoder.width}x{decoder.height} "
+            "pixels; cut the picture to what is drawn, or draw with thicker strokes"
+        )
+    if not invert and looks_inverted(decoder, payload):
+        return "the picture looks dark on light, and the model learned light on dark; try --invert"
+    return None
+
+
+def looks_inverted(decoder: ImageDecoder, payload: bytes) -> bool:
+    """Whether a picture seems dark on light although the model learned light on dark.
+
+    Judged by its border, which is background in what the model was taught.
+    """
+    # Stretched, so that the border is the picture's own and not what it was padded with.
+    plain = {"trim": False, "margin": 0, "fit": "stretch"}
+    row = decode(decoder.model_copy(update=plain), payload, {}, False)
+    border = np.concatenate(
+        [row[0].ravel(), row[-1].ravel(), row[:, 0].ravel(), row[:, -1].ravel()]
+    )
+    return bool(np.median(border) > 127)
+
+
+def _flat(row: np.ndarray) -> bool:
+    return int(row.max()) - int(row.min()) < MIN_CONTRAST
+
+
+def _level(row: np.ndarray) -> str:
+    """'black (level 0)': what an even picture looks like."""
+    level = round(float(row.mean()))
+    name = "black" if level < MIN_CONTRAST else "white" if level > 255 - MIN_CONTRAST else "grey"
+    return f"{name} (level {level} of 255)"
 
 
 def _flatten(picture: Image, mode: str, background: int) -> Image:
@@ -232,15 +270,3 @@ def _canvas(size: tuple[int, int], room: tuple[int, int]) -> tuple[int, int]:
     """The smallest size with the proportions of `room` that holds `size`."""
     side = max(size[0] / room[0], size[1] / room[1])
     return max(1, round(room[0] * side)), max(1, round(room[1] * side))
-
-
-def _encode_image(row: np.ndarray) -> tuple[str, bytes]:
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(row[:, :, 0] if row.shape[2] == 1 else row).save(buffer, "PNG")
-    return ".png", buffer.getvalue()
-
-
-DECODERS: dict[str, Callable[[Decoder, bytes, bool], np.ndarray]] = {"image": _decode_image}
-ENCODERS: dict[str, Callable[[np.ndarray], tuple[str, bytes]]] = {"image": _encode_image}

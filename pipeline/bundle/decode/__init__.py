@@ -1,0 +1,88 @@
+"""Raw bytes to arrays: what a graph cannot hold, written once for training and serving.
+
+Data preparation and the server both call `decode` with the decoder recorded beside the data, so a
+file is brought to the model's input in one way only. A decoder is data (it travels in the bundle's
+manifest). The folder is the registry: a file's name is its decoders' `kind`. It offers
+
+    Settings(DecoderSettings)                           what a decoder of the kind records
+    decode(decoder, payload, files, invert) -> row      without the batch axis
+    encode(decoder, row, files) -> (suffix, bytes)      a file that decodes to the row
+    hint(decoder, payload, files, invert) -> str | None what a person should be told, if anything
+
+and imports its library on use, so that a server loads no more than its models need.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from types import ModuleType
+from typing import TYPE_CHECKING, Annotated, Union
+
+import numpy as np
+from pydantic import Field
+
+from pipeline.bundle.decode._settings import DecodeError, DecoderSettings
+
+__all__ = ["DecodeError", "Decoder", "DecoderSettings", "decode", "encode", "hint"]
+
+NO_FILES: Mapping[str, bytes] = {}
+
+_KINDS: dict[str, ModuleType] = {
+    found.name: importlib.import_module(f"{__name__}.{found.name}")
+    for found in pkgutil.iter_modules(__path__)
+    if not found.name.startswith("_")
+}
+
+if TYPE_CHECKING:
+    Decoder = DecoderSettings
+elif len(_KINDS) == 1:
+    Decoder = next(iter(_KINDS.values())).Settings
+else:
+    Decoder = Annotated[
+        Union[tuple(kind.Settings for kind in _KINDS.values())],  # noqa: UP007
+        Field(discriminator="kind"),
+    ]
+
+
+def decode(
+    decoder: Decoder,
+    payload: bytes,
+    files: Mapping[str, bytes] = NO_FILES,
+    *,
+    invert: bool = False,
+) -> np.ndarray:
+    """One file's bytes to one row of the model's input, without the batch axis.
+
+    `files` are the bundle's, where a decoder reads one (a tokenizer). `invert` says that a picture
+    is dark on light. Raises `DecodeError` where the bytes are no file the decoder reads.
+    """
+    row: np.ndarray = _KINDS[decoder.kind].decode(decoder, payload, files, invert)
+    return row
+
+
+def encode(
+    decoder: Decoder, row: np.ndarray, files: Mapping[str, bytes] = NO_FILES
+) -> tuple[str, bytes]:
+    """One row back to a file that `decode` returns unchanged: (suffix, bytes)."""
+    suffix, payload = _KINDS[decoder.kind].encode(decoder, row, files)
+    return suffix, payload
+
+
+def hint(
+    decoder: Decoder,
+    payload: bytes,
+    files: Mapping[str, bytes] = NO_FILES,
+    *,
+    invert: bool = False,
+) -> str | None:
+    """Why the answer about this file is likely worthless, and what to try; None where it is not.
+
+    A guess, never acted on.
+    """
+    try:
+        told: str | None = _KINDS[decoder.kind].hint(decoder, payload, files, invert)
+    except DecodeError:
+        return None
+    return told

@@ -1,0 +1,109 @@
+"""What a data set hands over, before it is split: rows, what is to be learnt of them, and its source."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from pydantic import Field
+
+from pipeline.bundle.manifest import Input
+from pipeline.config import Section
+from pipeline.frontends import pixels
+
+SHOWN = 20
+"""How many mistakes an error lists before it only counts them."""
+
+
+class DataError(ValueError):
+    """The data cannot be used as it is; the message names the rows or the file, and the fix."""
+
+
+class Split(Section):
+    """How rows are dealt out. A set that the data comes with is kept as it is."""
+
+    validation: float = Field(
+        0.1, gt=0, lt=1, description="share of the rows not given; unused with a given set"
+    )
+    test: float = Field(
+        0.2, gt=0, lt=1, description="share of the rows not given; unused with a given set"
+    )
+    seed: int = Field(0, ge=0, lt=1 << 32, description="deals the rows out another way")
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Rows that are made one after the other, for data that need not fit into memory.
+
+    `rows()` gives `count` of them in the dtype of their input, without the batch axis and all of one
+    shape. It may raise `DataError` at the end, so that a list of everything that could not be read is
+    one error.
+    """
+
+    count: int
+    rows: Callable[[], Iterator[np.ndarray]]
+
+    def __len__(self) -> int:
+        return self.count
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Rows as tensors.
+
+    `arrays[name]` is `[rows, ...]` in the dtype and row shape that `inputs` declare; an axis that is
+    free there has one length here, and rows that are shorter end in the input's `padding`. `files` go
+    into the bundle, for the decoders that read them.
+    """
+
+    inputs: tuple[Input, ...]
+    arrays: Mapping[str, np.ndarray | Stream]
+    files: Mapping[str, bytes] = field(default_factory=dict)
+
+    @classmethod
+    def one(cls, declared: Input, rows: np.ndarray | Stream) -> Encoded:
+        """The rows of data with one input."""
+        return cls((declared,), {declared.name: rows})
+
+
+@dataclass(frozen=True)
+class RawData:
+    """A labelled data set in memory, mapped or streamed, before it is split.
+
+    `rows` are the rows as tensors; or, where something must be learnt of the training rows first (a
+    vocabulary), what gives them: it is called with the numbers of the training rows and may look at no
+    others to learn. Then `identity` has what rows are told apart by.
+
+    `target` is, by its type, what is taught: int64 `[rows]`, an index into `labels`; bool
+    `[rows, labels]`, which of `labels` hold; float `[rows]`, a number in `units`.
+
+    `given_test` and `given_validation` are bool `[rows]` where the data set comes with such a set of
+    its own; `files` names the file of each row, below the data's path, where every row has one;
+    `sample(row)` gives (suffix, bytes) of a row as a file, where it has none. `frontend` are the
+    settings of the arithmetic between tensors and features.
+    """
+
+    rows: Encoded | Callable[[np.ndarray], Encoded]
+    target: np.ndarray
+    labels: tuple[str, ...] = ()
+    units: str = ""
+    identity: Sequence[bytes] | None = None
+    given_test: np.ndarray | None = None
+    given_validation: np.ndarray | None = None
+    files: tuple[str, ...] = ()
+    sample: Callable[[int], tuple[str, bytes]] | None = None
+    frontend: Section = field(default_factory=lambda: pixels.Config(name="pixels"))
+    source: Mapping[str, str] = field(default_factory=dict)
+
+    def row(self, number: int | np.intp) -> str:
+        """What a message calls a row."""
+        return self.files[number] if self.files else f"row {number}"
+
+
+def listed(mistakes: list[str], what: str) -> DataError:
+    """One error for many: the first `SHOWN` on a line each, the rest counted."""
+    lines = [f"{what}: {len(mistakes)}", *(f"  {mistake}" for mistake in mistakes[:SHOWN])]
+    if len(mistakes) > SHOWN:
+        lines.append(f"  ... and {len(mistakes) - SHOWN} more")
+    return DataError("\n".join(lines))
