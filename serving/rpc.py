@@ -1,31 +1,28 @@
 """The gRPC door: which methods there are, and the server around them.
 
 Messages are parsed here and not by grpc, whose own answer to bytes that are no message is an internal
-error. grpc's channel work happens in its own threads; everything of ours is on the event loop.
+error.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
 from typing import Any
 
 import grpc
-import grpc.aio
 
 from serving import codec_proto, errors
 from serving.access import Access
 from serving.books import Books
-from serving.call import Call
 from serving.cells import GRPC
 from serving.config import GrpcSettings
 from serving.control import Control
 from serving.dataplane import DataPlane
-from serving.proto.inference import INFERENCE, OLDER_REFLECTION, REFLECTION, message
+from serving.proto.inference import HEALTH, INFERENCE, OLDER_REFLECTION, REFLECTION, message
 from serving.protocol import EXTENSIONS, NAME, server_version
-from serving.rpc_access import Metadata
-from serving.rpc_calls import Calls, Method, Unary
+from serving.rpc_calls import Calls, Method, Stream, Unary
+from serving.rpc_core import Listener
 from serving.rpc_infer import INFER, STREAM, Inference
 from serving.rpc_standard import Health, Reflection
 
@@ -80,31 +77,22 @@ class RpcServer:
         self._control = control
         self._version = server_version()
         self._health = Health(plane.live, plane.ready)
-        self._calls = Calls(books, access)
+        self._calls = Calls(books, access, settings.calls)
         self._inference = Inference(plane, self._calls, settings.pipelined)
-        self._server: grpc.aio.Server | None = None
+        self._calls.unary, self._calls.streams = self._unary(), self._streams()
+        self._calls.counted = INFER
+        self._listener: Listener | None = None
 
     async def start(self, host: str, shared: bool = False) -> int:
         """Listen; the port it became. `shared` lets other workers listen there too.
 
         Raises `OSError` where the address cannot be had.
         """
-        server = grpc.aio.server(
-            options=options(self._settings, shared),
-            maximum_concurrent_rpcs=self._settings.calls,
-        )
-        server.add_generic_rpc_handlers((_Services(self._calls, self._unary(), self._others()),))
+        listener = Listener(options(self._settings, shared), self._calls.accept)
         place = f"[{host}]" if ":" in host else host
-        place = f"{place}:{self._settings.port}"
-        try:
-            if self._credentials:
-                port = server.add_secure_port(place, self._credentials)
-            else:
-                port = server.add_insecure_port(place)
-        except RuntimeError as error:
-            raise OSError(f"{host}:{self._settings.port}: cannot be listened at") from error
-        await server.start()
-        self._server = server
+        port = listener.bind(f"{place}:{self._settings.port}", self._credentials)
+        listener.start()
+        self._listener = listener
         return port
 
     async def drain(self, seconds: float) -> bool:
@@ -112,7 +100,7 @@ class RpcServer:
         inference = self._inference
         inference.leaving.set()
         self._health.leave()
-        if self._server is None:
+        if self._listener is None:
             return True
         began = time.monotonic()
         grace = began + min(GRACE_SECONDS, seconds / 2)
@@ -120,10 +108,9 @@ class RpcServer:
         while (now := time.monotonic()) < grace and now < inference.last_refused + QUIET_SECONDS:
             await asyncio.sleep(0.01)
         left = max(began + seconds - now, 0)
-        await self._server.stop(left)  # comes back earlier where nothing is left
+        await self._listener.stop(left)  # comes back earlier where nothing is left
         clean = time.monotonic() - now < left
-        if self._calls.open:
-            await asyncio.wait(self._calls.open, timeout=CANCEL_SECONDS)
+        await self._calls.ended(CANCEL_SECONDS)
         self._calls.books.close(FLUSH_SECONDS)
         return clean
 
@@ -146,86 +133,67 @@ class RpcServer:
         }
         if self._control:
             methods |= {"RepositoryModelLoad": self._load, "RepositoryModelUnload": self._unload}
-        return {f"/{INFERENCE}/{name}": method for name, method in methods.items()}
+        return {f"/{INFERENCE}/{name}": method for name, method in methods.items()} | {
+            f"/{HEALTH}/Check": self._health.check
+        }
 
-    def _others(self) -> dict[str, grpc.RpcMethodHandler]:
-        found = {STREAM: grpc.stream_stream_rpc_method_handler(self._inference.stream)}
-        for service in (self._health, Reflection(REFLECTION), Reflection(OLDER_REFLECTION)):
-            found |= service.methods()
-        return found
+    def _streams(self) -> dict[str, Stream]:
+        return {
+            STREAM: self._inference.stream,
+            f"/{HEALTH}/Watch": self._health.watch,
+            **{
+                f"/{service}/ServerReflectionInfo": Reflection(service).info
+                for service in (REFLECTION, OLDER_REFLECTION)
+            },
+        }
 
-    def _live(self, payload: bytes, context: Any, call: Call) -> bytes:
+    def _live(self, payload: bytes, asked: Unary) -> bytes:
         return _message("ServerLiveResponse", live=self._plane.live())
 
-    def _ready(self, payload: bytes, context: Any, call: Call) -> bytes:
+    def _ready(self, payload: bytes, asked: Unary) -> bytes:
         return _message("ServerReadyResponse", ready=self._plane.ready())
 
-    def _model_ready(self, payload: bytes, context: Any, call: Call) -> bytes:
-        asked = _parsed(payload, "ModelReadyRequest")
+    def _model_ready(self, payload: bytes, asked: Unary) -> bytes:
+        told = _parsed(payload, "ModelReadyRequest")
         try:
-            self._plane.model_ready(asked.name, asked.version or None)
+            self._plane.model_ready(told.name, told.version or None)
         except errors.NotReady:
             return _message("ModelReadyResponse", ready=False)
         return _message("ModelReadyResponse", ready=True)
 
-    def _metadata(self, payload: bytes, context: Any, call: Call) -> bytes:
+    def _metadata(self, payload: bytes, asked: Unary) -> bytes:
         return _message(
             "ServerMetadataResponse", name=NAME, version=self._version, extensions=EXTENSIONS
         )
 
-    def _model_metadata(self, payload: bytes, context: Any, call: Call) -> bytes:
-        asked = _parsed(payload, "ModelMetadataRequest")
-        return codec_proto.encode_metadata(self._plane.metadata(asked.name, asked.version or None))
+    def _model_metadata(self, payload: bytes, asked: Unary) -> bytes:
+        told = _parsed(payload, "ModelMetadataRequest")
+        return codec_proto.encode_metadata(self._plane.metadata(told.name, told.version or None))
 
-    def _config(self, payload: bytes, context: Any, call: Call) -> bytes:
-        asked = _parsed(payload, "ModelConfigRequest")
-        return codec_proto.encode_config(self._plane.config(asked.name, asked.version or None))
+    def _config(self, payload: bytes, asked: Unary) -> bytes:
+        told = _parsed(payload, "ModelConfigRequest")
+        return codec_proto.encode_config(self._plane.config(told.name, told.version or None))
 
-    def _statistics(self, payload: bytes, context: Any, call: Call) -> bytes:
-        asked = _parsed(payload, "ModelStatisticsRequest")
-        found = self._plane.statistics(asked.name or None, asked.version or None)
+    def _statistics(self, payload: bytes, asked: Unary) -> bytes:
+        told = _parsed(payload, "ModelStatisticsRequest")
+        found = self._plane.statistics(told.name or None, told.version or None)
         return codec_proto.encode_statistics(found)
 
-    def _index(self, payload: bytes, context: Any, call: Call) -> bytes:
-        asked = _parsed(payload, "RepositoryIndexRequest")
-        return codec_proto.encode_index(self._plane.index(asked.ready))
+    def _index(self, payload: bytes, asked: Unary) -> bytes:
+        told = _parsed(payload, "RepositoryIndexRequest")
+        return codec_proto.encode_index(self._plane.index(told.ready))
 
-    async def _load(self, payload: bytes, context: Any, call: Call) -> bytes:
+    async def _load(self, payload: bytes, asked: Unary) -> bytes:
         assert self._control
         name, body = codec_proto.decode_change(_parsed(payload, "RepositoryModelLoadRequest"))
         await self._control.load(name, body)
         return _message("RepositoryModelLoadResponse", model_name=name, isLoaded=True)
 
-    async def _unload(self, payload: bytes, context: Any, call: Call) -> bytes:
+    async def _unload(self, payload: bytes, asked: Unary) -> bytes:
         assert self._control
         name, body = codec_proto.decode_change(_parsed(payload, "RepositoryModelUnloadRequest"))
         await self._control.unload(name, body)
         return _message("RepositoryModelUnloadResponse", model_name=name, isUnloaded=True)
-
-
-class _Services(grpc.GenericRpcHandler):
-    """Every method by its path, unless the call is refused."""
-
-    def __init__(
-        self,
-        calls: Calls,
-        unary: Mapping[str, Method],
-        others: Mapping[str, grpc.RpcMethodHandler],
-    ) -> None:
-        self._calls = calls
-        self._unary = unary
-        self._others = others
-
-    def service(self, handler_call_details: Any) -> grpc.RpcMethodHandler | None:
-        path: str = handler_call_details.method
-        metadata: Metadata = handler_call_details.invocation_metadata
-        refusal = self._calls.refusal(path, metadata)
-        if refusal:
-            return refusal
-        method = self._unary.get(path)
-        if method is None:
-            return self._others.get(path)
-        return Unary(self._calls, path, method, path == INFER, metadata)
 
 
 def options(settings: GrpcSettings, shared: bool) -> list[tuple[str, int]]:
@@ -252,7 +220,7 @@ def options(settings: GrpcSettings, shared: bool) -> list[tuple[str, int]]:
 
 
 def _refusing(name: str) -> Method:
-    def method(payload: bytes, context: Any, call: Call) -> bytes:
+    def method(payload: bytes, asked: Unary) -> bytes:
         raise errors.Unsupported(f"{name}: {ELSEWHERE[name]}")
 
     return method

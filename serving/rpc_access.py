@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import grpc
 
@@ -12,13 +12,12 @@ from serving.access import Access, Scope, presented
 from serving.config import TlsSettings
 from serving.errors import InvalidRequest
 from serving.proto.inference import HEALTH, INFERENCE
+from serving.rpc_core import Metadata
 from serving.telemetry import log
 from serving.watched import Watched
 
 OPEN = {f"/{INFERENCE}/ServerLive", f"/{INFERENCE}/ServerReady"}
 ADMIN = {f"/{INFERENCE}/RepositoryModelLoad", f"/{INFERENCE}/RepositoryModelUnload"}
-
-Metadata = Sequence[tuple[str, str | bytes]]
 
 
 def check(access: Access, path: str, metadata: Metadata) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 import grpc
@@ -16,8 +16,8 @@ from serving.dataplane import DataPlane
 from serving.proto.inference import INFERENCE
 from serving.proto_templates import Reader
 from serving.protocol import InferRequest, InferResponse
-from serving.rpc_access import Metadata
-from serving.rpc_calls import NAMES, OK, UNAVAILABLE, Calls, given_up, told
+from serving.rpc_calls import NAMES, OK, Calls, Cancellable, Reply, Unary, given_up, told
+from serving.rpc_core import Incoming
 from serving.telemetry import log
 
 INFER, STREAM = f"/{INFERENCE}/ModelInfer", f"/{INFERENCE}/ModelStreamInfer"
@@ -38,68 +38,74 @@ class Inference:
         self.leaving = asyncio.Event()
         self.last_refused = 0.0
 
-    def infer(self, payload: bytes, context: Any, call: Call) -> Coroutine[Any, Any, bytes]:
+    def infer(self, payload: bytes, asked: Unary) -> Cancellable:
         """ModelInfer."""
         if self.leaving.is_set():
             self.last_refused = time.monotonic()
             raise errors.NotReady("the server is leaving; ask again in a moment")
-        left = context.time_remaining()
-        if left is not None and left <= 0:
+        if asked.incoming.time_remaining() <= 0:
             raise errors.DeadlineExceeded("the deadline had passed when the request came")
-        return self._answer(payload, call)
+        return self._submit(payload, asked.call, asked.reply)
 
-    async def _answer(self, payload: bytes, call: Call) -> bytes:
-        """One request's answer. Cancelled, it leaves the queue."""
-        answered: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+    def _submit(self, payload: bytes, call: Call, reply: Reply) -> Cancellable:
+        """Have a request answered, later; what comes back takes it out of the queue."""
 
         def done(request: InferRequest, answer: InferResponse | errors.ServingError) -> None:
-            if answered.done():
+            if isinstance(answer, errors.ServingError):
+                reply(answer)
                 return
             try:
-                if isinstance(answer, errors.ServingError):
-                    raise answer
-                answered.set_result(codec_proto.encode(request.id, answer))
+                found: bytes | Exception = codec_proto.encode(request.id, answer)
             except Exception as error:
-                answered.set_exception(error)
+                found = error
+            reply(found)
 
         model, version, read = self._reader.read(payload)
-        entry = self._plane.submit(model, version, read, done, call)
+        return self._plane.submit(model, version, read, done, call)
+
+    async def _answer(self, payload: bytes, call: Call) -> bytes:
+        """The same as something to await. Cancelled, it leaves the queue."""
+        answered: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+        def reply(answer: bytes | Exception) -> None:
+            if isinstance(answer, bytes):
+                answered.set_result(answer)
+            else:
+                answered.set_exception(answer)
+
+        under_way = self._submit(payload, call, reply)
         try:
             return await answered
         except asyncio.CancelledError:
-            entry.cancel()
+            under_way.cancel()
             raise
 
-    async def stream(self, asked: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+    async def stream(
+        self, asked: AsyncIterator[bytes], incoming: Incoming
+    ) -> AsyncGenerator[bytes, None]:
         """ModelStreamInfer: answers in the order of the requests, which run beside one another."""
         waiting: asyncio.Queue[asyncio.Task[bytes] | None] = asyncio.Queue(self._pipelined)
         running: set[asyncio.Task[Any]] = set()
-        reader = asyncio.create_task(self._read(asked, context, waiting, running))
-        task = asyncio.current_task()
-        assert task is not None
-        self._calls.open.add(task)
+        reader = asyncio.create_task(self._read(asked, incoming, waiting, running))
         try:
             while (answer := await waiting.get()) is not None:
                 yield await answer
                 running.discard(answer)
             if self.leaving.is_set():
-                context.set_code(UNAVAILABLE)
-                context.set_details("the server is leaving; open another stream")
+                raise errors.NotReady("the server is leaving; open another stream")
         finally:
-            self._calls.open.discard(task)
             for left in (reader, *running):
                 left.cancel()
 
     async def _read(
         self,
         asked: AsyncIterator[bytes],
-        context: Any,
+        incoming: Incoming,
         waiting: asyncio.Queue[asyncio.Task[bytes] | None],
         running: set[asyncio.Task[Any]],
     ) -> None:
         """Start each request as it comes; at the end, or when leaving, say that there are no more."""
         leaving = asyncio.create_task(self.leaving.wait())
-        metadata = context.invocation_metadata() or ()
         try:
             while not leaving.done():
                 coming = asyncio.ensure_future(anext(asked, None))
@@ -110,7 +116,7 @@ class Inference:
                 payload = coming.result()
                 if payload is None:
                     break
-                answer = asyncio.create_task(self._streamed(payload, context, metadata))
+                answer = asyncio.create_task(self._streamed(payload, incoming))
                 running.add(answer)
                 await waiting.put(answer)
         except Exception as error:  # grpc's, for a call that has ended; whoever waits must not hang
@@ -119,7 +125,7 @@ class Inference:
             leaving.cancel()
         await waiting.put(None)
 
-    async def _streamed(self, payload: bytes, context: Any, metadata: Metadata) -> bytes:
+    async def _streamed(self, payload: bytes, incoming: Incoming) -> bytes:
         """One request of a stream; its failure is an answer like any other."""
         arrived = time.perf_counter()
         call, answer = Call(), b""
@@ -133,9 +139,9 @@ class Inference:
             answer = codec_proto.encode_stream_failure(payload, details)
         finally:
             if code is None:
-                code = given_up(call, context)
+                code = given_up(call, incoming)
             self._calls.books.note(
-                *(call, GRPC, "GRPC", STREAM, NAMES[code], *self._calls.named(metadata)),
+                *(call, GRPC, "GRPC", STREAM, NAMES[code], *self._calls.named(incoming.metadata)),
                 *(len(payload), len(answer), arrived),
             )
         return answer

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any
 
 import grpc
 
 from serving.codec_proto import parse
-from serving.errors import InvalidRequest
+from serving.errors import NotFound
 from serving.proto.inference import (
     FILES,
     HEALTH,
@@ -43,28 +43,23 @@ class Health:
         """Tell whoever watches for the last time."""
         self._leaving.set()
 
-    def methods(self) -> Mapping[str, grpc.RpcMethodHandler]:
-        """The handlers by path."""
-        return {
-            f"/{HEALTH}/Check": grpc.unary_unary_rpc_method_handler(self._check),
-            f"/{HEALTH}/Watch": grpc.unary_stream_rpc_method_handler(self._watch),
-        }
-
-    async def _check(self, payload: bytes, context: Any) -> bytes:
-        service = await _read(payload, self._request, context)
-        state = self._states.get(service.service)
+    def check(self, payload: bytes, asked: object) -> bytes:
+        """Check."""
+        service = parse(payload, self._request).service
+        state = self._states.get(service)
         if state is None:
-            context.set_code(grpc.StatusCode.NOT_FOUND)
-            context.set_details(
-                f"service {service.service[:MAX_TOLD]!r}: expected one of "
+            raise NotFound(
+                f"service {service[:MAX_TOLD]!r}: expected one of "
                 f"{', '.join(repr(name) for name in self._states)}"
             )
-            return b""
         return self._told(SERVING if state() else NOT_SERVING)
 
-    async def _watch(self, payload: bytes, context: Any) -> AsyncIterator[bytes]:
-        service = await _read(payload, self._request, context)
-        state = self._states.get(service.service)
+    async def watch(
+        self, asked: AsyncIterator[bytes], incoming: object
+    ) -> AsyncGenerator[bytes, None]:
+        """Watch: its state now, and whenever it changes."""
+        service = parse(await anext(asked, b""), self._request).service
+        state = self._states.get(service)
         told = -1
         while True:
             leaving = self._leaving.is_set()
@@ -91,19 +86,16 @@ class Reflection:
     """`grpc.reflection`, in both versions that tools ask for."""
 
     def __init__(self, package: str) -> None:
-        self._service = package
         prefix = package.rpartition(".")[0]
         self._request = message(f"{prefix}.ServerReflectionRequest")
         self._answer = message(f"{prefix}.ServerReflectionResponse")
 
-    def methods(self) -> Mapping[str, grpc.RpcMethodHandler]:
-        """The handlers by path."""
-        path = f"/{self._service}/ServerReflectionInfo"
-        return {path: grpc.stream_stream_rpc_method_handler(self._info)}
-
-    async def _info(self, asked: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+    async def info(
+        self, asked: AsyncIterator[bytes], incoming: object
+    ) -> AsyncGenerator[bytes, None]:
+        """ServerReflectionInfo."""
         async for payload in asked:
-            request = await _read(payload, self._request, context)
+            request = parse(payload, self._request)
             answer = self._answer(valid_host=request.host, original_request=request)
             self._fill(answer, request)
             yield answer.SerializeToString()
@@ -132,10 +124,3 @@ class Reflection:
     def _file(answer: Any, name: str) -> None:
         (found,) = (file for file in FILES if file.name == name)
         answer.file_descriptor_response.file_descriptor_proto.append(found.SerializeToString())
-
-
-async def _read(payload: bytes, kind: Any, context: Any) -> Any:
-    try:
-        return parse(payload, kind)
-    except InvalidRequest as error:
-        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))

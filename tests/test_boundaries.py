@@ -43,6 +43,7 @@ ORDER = (
     "rpc_calls",
     "rpc_access",
     "rpc_standard",
+    "rpc_core",
     "proto_templates",
     "templates",
     "codec_json",

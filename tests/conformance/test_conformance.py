@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -81,7 +82,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     for dtype, (_, protocol) in ECHOES.items():
         make_echo_bundle(folder / "models" / f"echo-{protocol.lower()}" / "1", dtype)
     make_echo_bundle(folder / "models" / "echo-fp32" / "3", "float32")
-    live = Live(folder / "models", folder / "logs", "--grpc-port", "0")
+    ports = ("--grpc-port", "0", "--control-port", "0", "--control-grpc-port", "0")
+    live = Live(folder / "models", folder / "logs", *ports)
     yield live
     assert live.stop() == 0
     for sign in ("internal error", "Traceback", "Exception in"):
@@ -95,12 +97,12 @@ def lines(server: Live) -> list[Line]:
 
 
 def ran(script: str, server: Live) -> Iterator[Line]:
+    control = re.findall(r"^control: .* on \w+://(127\.0\.0\.1:\d+)$", server.told(), re.M)
+    addresses = [f"127.0.0.1:{server.port}", f"127.0.0.1:{server.grpc_port}"]
     done = subprocess.run(
         [
-            str(PYTHON),
-            str(CLIENTS / script),
-            f"127.0.0.1:{server.port}",
-            f"127.0.0.1:{server.grpc_port}",
+            *(str(PYTHON), str(CLIENTS / script), *addresses),
+            *(control if script == "triton.py" else ()),
         ],
         env={k: v for k, v in os.environ.items() if not k.startswith("PYTHON")},
         capture_output=True,

@@ -1,6 +1,6 @@
 """tritonclient, every method: HTTP and gRPC, blocking, asynchronous, streaming.
 
-python triton.py HTTP_ADDRESS GRPC_ADDRESS
+python triton.py HTTP_ADDRESS GRPC_ADDRESS CONTROL_HTTP_ADDRESS CONTROL_GRPC_ADDRESS
 """
 
 from __future__ import annotations
@@ -252,7 +252,33 @@ def methods(name: str, client: Any, given: Callable[..., Any], wanted: Any, http
         )
 
 
-def main(http: str, grpc: str) -> None:
+def changes(name: str, client: Any) -> None:
+    """Load and unload, on the control plane's own door."""
+    fp64 = model("FP64")
+
+    def unload() -> None:
+        client.unload_model(fp64)
+        refusal(lambda: client.get_model_metadata(fp64), "unloaded by request")()
+
+    def load() -> None:
+        client.load_model(fp64)
+        assert client.is_model_ready(fp64)
+
+    folder = "repository's folder alone"
+    check(name, "unload_model", "", unload)
+    check(name, "load_model", "", load)
+    check(name, "load_model, unknown", "", refusal(lambda: client.load_model("none"), "'none'"))
+    for what, more in (("config", {"config": "{}"}), ("files", {"files": {"file:1/m": b"m"}})):
+        given = {"config": "{}", **more}  # the client sends no files without one
+        check(
+            name,
+            f"load_model, {what}",
+            "",
+            refusal(lambda given=given: client.load_model(fp64, **given), folder),
+        )
+
+
+def main(http: str, grpc: str, control_http: str, control_grpc: str) -> None:
     client = over_http.InferenceServerClient(http, concurrency=2, network_timeout=SECONDS)
     for binary_in in (True, False):
         for binary_out in (True, False):
@@ -272,11 +298,17 @@ def main(http: str, grpc: str) -> None:
 
     methods("tritonclient http", client, given, over_http.InferRequestedOutput, True)
     client.close()
+    operator = over_http.InferenceServerClient(control_http, network_timeout=SECONDS)
+    changes("tritonclient http", operator)
+    operator.close()
 
     with asyncio.Runner() as runner:
         waiting = Waiting(runner, runner.run(_made(over_http_aio, http, conn_timeout=SECONDS)))
         tensors("tritonclient http aio", http_infer(waiting, True, True))
         methods("tritonclient http aio", waiting, given, over_http.InferRequestedOutput, True)
+        waiting.close()
+        waiting = Waiting(runner, runner.run(_made(over_http_aio, control_http)))
+        changes("tritonclient http aio", waiting)
         waiting.close()
 
     rpc = over_grpc.InferenceServerClient(grpc)
@@ -288,6 +320,9 @@ def main(http: str, grpc: str) -> None:
         tensors(f"tritonclient grpc, {algorithm}", grpc_infer(rpc, **more))
     methods("tritonclient grpc", rpc, grpc_input, over_grpc.InferRequestedOutput, False)
     rpc.close()
+    rpc = over_grpc.InferenceServerClient(control_grpc)
+    changes("tritonclient grpc", rpc)
+    rpc.close()
 
     with asyncio.Runner() as runner:
         inner = runner.run(_made(over_grpc_aio, grpc))
@@ -295,6 +330,9 @@ def main(http: str, grpc: str) -> None:
         tensors("tritonclient grpc aio", grpc_infer(waiting))
         tensors("tritonclient grpc aio, stream", grpc_aio_stream(runner, inner))
         methods("tritonclient grpc aio", waiting, grpc_input, over_grpc.InferRequestedOutput, False)
+        waiting.close()
+        waiting = Waiting(runner, runner.run(_made(over_grpc_aio, control_grpc)))
+        changes("tritonclient grpc aio", waiting)
         waiting.close()
 
 
