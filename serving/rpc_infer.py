@@ -16,8 +16,9 @@ from serving.dataplane import DataPlane
 from serving.proto.inference import INFERENCE
 from serving.proto_templates import Reader
 from serving.protocol import InferRequest, InferResponse
-from serving.rpc_calls import NAMES, OK, Calls, Cancellable, Reply, Unary, given_up, told
+from serving.rpc_calls import Calls, Cancellable, Reply, Unary, given_up
 from serving.rpc_core import Incoming
+from serving.rpc_status import NAMES, OK, told
 from serving.telemetry import log
 
 INFER, STREAM = f"/{INFERENCE}/ModelInfer", f"/{INFERENCE}/ModelStreamInfer"

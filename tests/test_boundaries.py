@@ -44,6 +44,7 @@ ORDER = (
     "rpc_access",
     "rpc_standard",
     "rpc_core",
+    "rpc_status",
     "proto_templates",
     "templates",
     "codec_json",

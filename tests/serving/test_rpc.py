@@ -36,7 +36,7 @@ from serving.proto.inference import (
 from serving.protocol import InferResponse, Tensor
 from serving.repository import Repository
 from serving.rpc import ELSEWHERE, RpcServer
-from serving.rpc_calls import MAX_DETAILS, STATUS, told
+from serving.rpc_status import MAX_DETAILS, STATUS, told
 from tests.serving.bundles import TYPES, digits_rows, make_bundle
 from tests.serving.live import ROOT, Live, tensor
 from tests.serving.rpc_client import Client, InferRequest, infer_request, outputs
