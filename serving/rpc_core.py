@@ -1,9 +1,9 @@
 """grpc's core on our event loop: a listener, the calls that come, the events in which it tells.
 
-grpcio's own asynchronous server makes three tasks and wakes the loop four times for a call, and needs
-four times the processor time of this (docs/decisions/0011-grpc.md). This speaks to the same core by the
-same operations as grpcio's plain server, which is Python as well: HTTP/2, flow control, limits, deadlines,
-compression and TLS stay the library's. Everything here belongs to the event loop.
+grpcio's own asynchronous server makes three tasks and wakes the loop four times for a call;
+docs/decisions/0011-grpc.md has what that costs. This speaks to the same core, in the words of grpcio's
+plain server, which is Python as well: HTTP/2, flow control, limits, deadlines, compression and TLS stay
+the library's. Everything here belongs to the event loop.
 """
 
 from __future__ import annotations

@@ -69,6 +69,8 @@ class Inference:
         answered: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 
         def reply(answer: bytes | Exception) -> None:
+            if answered.done():  # cancelled, and its task has not had its turn to say so
+                return
             if isinstance(answer, bytes):
                 answered.set_result(answer)
             else:
