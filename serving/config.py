@@ -138,8 +138,9 @@ class BatchSettings(Section):
     slow_ms: float = Field(
         1.0,
         ge=0,
-        description="milliseconds that a batch may hold up the event loop; one that will take "
-        "longer runs in a thread, and what comes in meanwhile gathers",
+        description="milliseconds that a batch may hold up the event loop, half as many where "
+        "another full one waits; one that will take longer runs in a thread, and what comes in "
+        "meanwhile gathers",
     )
 
 

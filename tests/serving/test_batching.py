@@ -230,10 +230,15 @@ def test_only_what_takes_long_leaves_the_loop() -> None:
         batcher = Batcher(run, BatchSettings(slow_ms=20), executor, row_seconds=0.002)
         for rows in (1, 40, 2):
             await batcher.submit({"x": np.ones((rows, 1), np.int64)}, rows, ())
+        six = {"x": np.ones((6, 1), np.int64)}
+        batcher = Batcher(run, BatchSettings(rows=6, slow_ms=20), executor, row_seconds=0.002)
+        await asyncio.gather(*(batcher.submit(six, 6, ()) for _ in range(3)))
         executor.shutdown()
 
     asyncio.run(everyone())
-    assert threads == [(1, True), (40, False), (2, True)]
+    alone = [(1, True), (40, False), (2, True)]
+    in_a_queue = [(6, False)] * 3
+    assert threads == alone + in_a_queue
 
 
 def test_a_model_that_got_slow_is_noticed() -> None:
