@@ -45,13 +45,13 @@ def listening(
     """
     sockets = _sockets(host, port, count, option, shared=count > 1)
     for sock in sockets:
-        _bound_unsent(sock)
+        _limit_unsent(sock)
         sock.listen(backlog)
         sock.setblocking(False)
     return sockets
 
 
-def _bound_unsent(sock: socket.socket) -> None:
+def _limit_unsent(sock: socket.socket) -> None:
     """Limit what is not sent yet; the connections that a socket accepts inherit it.
 
     Unlike a small send buffer it costs a fast client far away nothing: what is on its way to him is
