@@ -288,7 +288,7 @@ class Batcher:
         if not batch:
             self._scheduled = False
         elif self._executor is None or not self.is_slow(sum([entry.rows for entry in batch])):
-            self._done_with(batch, lambda: self._timed(batch))
+            self._done_with(batch, self._timed, batch)
             self._scheduled = False
             self._schedule(loop)  # by way of the loop: sockets get their turn in between
         else:
@@ -392,10 +392,10 @@ class Batcher:
             self._scheduled = False
             self._schedule(loop)
 
-    def _done_with(self, batch: list[Entry], timed: Callable[[], Timed]) -> None:
+    def _done_with(self, batch: list[Entry], timed: Callable[..., Timed], *given: Any) -> None:
         """Tell a batch its answers; where there are none, whatever the cause, that it has failed."""
         try:
-            ran, answers, started, ended = timed()
+            ran, answers, started, ended = timed(*given)
             self._note(ran, started, ended)
         except (Exception, asyncio.CancelledError) as error:
             if isinstance(error, Exception):  # the other is a thread that was told to end

@@ -219,13 +219,6 @@ class Connection(asyncio.Protocol):
 
     def _answered(self, answer: Response) -> None:
         """The reply that handlers call; for a client that has gone it does nothing."""
-        try:
-            self._answer(answer)
-        except Exception as error:  # a defect of ours: better cut off than left waiting for ever
-            log("error", "internal error", kind=type(error).__name__, where="an answer's end")
-            self._transport.abort()
-
-    def _answer(self, answer: Response) -> None:
         asked = self._answering
         if asked is None:
             return
@@ -237,18 +230,22 @@ class Connection(asyncio.Protocol):
         self._held -= size
         reading = self._reader.state
         last = not self._waiting and (self._server.draining or reading is Reading.CLOSED)
-        if last or not asked.keep_alive:
-            self._send(answer, asked, close=True)
-            self._waiting.clear()
-            self._stop_reading()
-            self._transport.close()
-            return
-        self._send(answer, asked, close=False)
-        if self._waiting:
-            if not self._starting:
-                self._answer_next()
-        elif reading is Reading.IDLE:
-            self._read_deadline = self._loop.time() + self._limits.idle_seconds
+        try:
+            if last or not asked.keep_alive:
+                self._send(answer, asked, close=True)
+                self._waiting.clear()
+                self._stop_reading()
+                self._transport.close()
+                return
+            self._send(answer, asked, close=False)
+            if self._waiting:
+                if not self._starting:
+                    self._answer_next()
+            elif reading is Reading.IDLE:
+                self._read_deadline = self._loop.time() + self._limits.idle_seconds
+        except Exception as error:  # a defect of ours: better cut off than left waiting for ever
+            log("error", "internal error", kind=type(error).__name__, where="an answer's end")
+            self._transport.abort()
 
     def _send(self, answer: Response, asked: Request | None, close: bool) -> None:
         if self._transport.is_closing():

@@ -80,6 +80,8 @@ class Model:
         self._batcher = Batcher(
             cell.around(session.run), settings.batching, self._runner, replay.seconds / replay.rows
         )
+        self.check_room: Callable[[], None] = self._batcher.check_room
+        """Raises `Overloaded` where the queue is full: known before anything of a request is read."""
         self._decoder = ThreadPoolExecutor(1, "decode")
         self._decoding = 0
         self.meter: Meter | None = None
@@ -87,10 +89,6 @@ class Model:
     def counted(self, meter: Meter) -> None:
         """Have what this model does be counted there."""
         self.meter = self._batcher.meter = meter
-
-    def check_room(self) -> None:
-        """Raise `Overloaded` where the queue is full: known before anything of a request is read."""
-        self._batcher.check_room()
 
     def infer(
         self,

@@ -114,8 +114,55 @@ def test_what_is_damaged_is_refused_alike(monkeypatch: pytest.MonkeyPatch) -> No
     assert MUTATIONS / 10 < refused < len(whole) * 0.99
 
 
+def request_of(data: str, shape: list[int], more: str = "") -> bytes:
+    item = {"name": "x", "shape": shape, "datatype": "UINT8"}
+    return f'{{"inputs": [{json.dumps(item)[:-1]}, "data": {data}}}]{more}}}'.encode()
+
+
+def grouped(*sizes: int) -> str:
+    """60 numbers in lists of these sizes."""
+    numbers = iter(range(60))
+    return json.dumps([[next(numbers) for _ in range(size)] for size in sizes])
+
+
+@pytest.mark.parametrize(
+    ("data", "shape"),
+    [
+        (grouped(19, 21, 20), [3, 20]),
+        (grouped(20, 20, 20).replace("[0, 1,", "[[0, 1],"), [3, 20]),
+        (grouped(*[1] * 60).replace("[7]", "7"), [60, 1]),
+        (grouped(*[1] * 60).replace("[7], [8]", "[[7]], 8"), [60, 1]),
+        (grouped(60)[1:-2] + ",]", [61]),
+        (grouped(60)[1:-1].replace(" 31,", " 31,,"), [61]),
+        (grouped(20, 20, 20).replace("], [", "],, ["), [3, 20]),
+        (grouped(20, 20, 20).replace("], [", "][", 1), [3, 20]),
+    ],
+    ids=["uneven", "deeper", "shallower", "both", "at the end", "twice", "between", "none"],
+)
+@pytest.mark.usefixtures("small")
+def test_every_bracket_and_comma_counts(data: str, shape: list[int]) -> None:
+    with pytest.raises(InvalidRequest):
+        codec_json.decode(request_of(data, shape), "")
+
+
+@pytest.mark.usefixtures("small")
+def test_long_lists_that_nobody_asks_for() -> None:
+    """They mean nothing, wherever they are, and have to be JSON."""
+    flat = grouped(60)[1:-1]
+    for more in (', "other": {"data": %s}', ', "outputs": [{"name": "y", "data": %s}]'):
+        fine = codec_json.decode(request_of(flat, [60], more % flat), "")
+        assert fine.inputs[0].array.tolist() == list(range(60))
+        for wrong in (flat.replace(" 31,", ","), flat[:-1] + ",]", flat.replace(", 31", " 31")):
+            with pytest.raises(InvalidRequest):
+                codec_json.decode(request_of(flat, [60], more % wrong), "")
+    twice = request_of(f'{flat}, "data": {grouped(60)}', [1, 60])
+    assert codec_json.decode(twice, "").inputs[0].array.tolist() == [list(range(60))]
+
+
 @pytest.mark.usefixtures("small")
 def test_a_refusal_says_what_was_expected() -> None:
+    with pytest.raises(InvalidRequest, match='expected whole numbers within UINT8, got "a"'):
+        codec_json.decode(request_of(grouped(20, 20, 20).replace("[40", '["a"'), [3, 20]), "")
     array = values("UINT8", (3, 4, 5))
     for text, expected in (
         (body(array, "UINT8", True).replace(b"[3, 4, 5]", b"[3, 4, 6]"), "expected 72 values"),
