@@ -10,7 +10,7 @@ import socket
 import sys
 from asyncio import FIRST_COMPLETED
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import uvloop
 
@@ -21,17 +21,18 @@ from serving.books import Books
 from serving.changes import Changes
 from serving.channel import Channel
 from serving.config import HttpSettings, Settings
-from serving.control import Control, Everywhere
-from serving.control import watch as follow
+from serving.control import Control
 from serving.dataplane import DataPlane
 from serving.entrance import Compressed, Guarded
-from serving.errors import ModelRefused, NotReady
+from serving.errors import ModelRefused
 from serving.http import HttpServer
 from serving.ledger import Ledger
 from serving.metrics import Metrics
-from serving.repository import Repository, State
+from serving.repository import Repository
 from serving.rest import Rest
 from serving.self_test import keep_testing
+from serving.shelf import Shelf
+from serving.slot import State
 from serving.supervisor import Place
 from serving.telemetry import log
 from serving.tls import Certificates, files
@@ -53,7 +54,7 @@ def work(path: Path, settings: Settings, place: Place) -> int:
     sys.setswitchinterval(SWITCH_SECONDS)
     metrics = Metrics(Ledger(place.workers, place.counters), place.worker)
     watch = Watch(place.row, place.quarantined, place.apart)
-    repository = Repository(path, settings, metrics, watch)
+    repository = Repository(path, settings, metrics, watch, Shelf(place.shelf), place.lineup)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_run(repository, settings, place))
     return 0
@@ -69,19 +70,22 @@ async def _run(repository: Repository, settings: Settings, place: Place) -> None
     repository.metrics.samplers += [plane.sample, http.sample]
     doors: list[HttpServer | RpcServer] = [http]
     changes = Changes(repository)
-    control = Control(changes, everywhere(place.channel))
-    for do in ("load", "unload"):
-        place.channel.on(do, control.apply)
+    control = Control(place.channel.ask)
+    place.channel.on("plan", changes.plan)
+    place.channel.on("prepare", changes.prepare)
+    place.channel.on("commit", changes.commit)
 
     tls = Certificates(settings.tls) if files(settings.tls) else None
 
     stop = _told_to_leave(place, repository)
     _beat(asyncio.get_running_loop(), place.row)
     # In a thread, so that health answers meanwhile: live at once, ready when the proof is done.
-    loading = asyncio.get_running_loop().run_in_executor(None, repository.load_all)
+    loading = asyncio.ensure_future(_load(repository, changes, place.channel))
     if place.successor:
-        # Its predecessor's clients wait in the socket: better a moment more than a 503.
-        await asyncio.wait({loading, stop}, timeout=SUCCESSOR_SECONDS, return_when=FIRST_COMPLETED)
+        # Its predecessor's clients wait in the socket: better a moment more than a 503. Nobody
+        # waits in one that was withdrawn, and others answer: it opens when there is something.
+        patience = None if place.withdrawn else SUCCESSOR_SECONDS
+        await asyncio.wait({loading, stop}, timeout=patience, return_when=FIRST_COMPLETED)
     await http.start(place.sockets["http"], tls)
     if "grpc" in place.sockets:
         rpc = _rpc(plane, settings, place.sockets["grpc"], books, access)
@@ -89,14 +93,13 @@ async def _run(repository: Repository, settings: Settings, place: Place) -> None
         await rpc.start(settings.http.host, shared=True)
         doors.append(rpc)
     operators = await _control_doors(plane, control, settings, place, access, tls, books)
-    watching = asyncio.ensure_future(_watch(control, settings))
     testing = asyncio.ensure_future(keep_testing(repository, settings.self_test_seconds))
     try:
         await asyncio.wait({loading, stop}, return_when=FIRST_COMPLETED)
         if loading.done():
             loading.result()
             _settle_memory()
-            await place.channel.ready(_served(repository))
+            place.channel.ready(_served(repository))
             await stop
             plane.leave()
             await asyncio.sleep(settings.notice_seconds)
@@ -108,7 +111,6 @@ async def _run(repository: Repository, settings: Settings, place: Place) -> None
         await _drained(doors, 0)
         raise
     finally:
-        watching.cancel()
         testing.cancel()
         await _drained(operators, 0)
         changes.close()
@@ -175,22 +177,10 @@ async def _drained(doors: list[HttpServer | RpcServer], seconds: float) -> bool:
     return all(await asyncio.gather(*(door.drain(seconds) for door in doors)))
 
 
-def everywhere(channel: Channel) -> Everywhere:
-    """Changes for all workers, those that come later included."""
-
-    async def ask(message: dict[str, Any]) -> list[dict[str, Any]]:
-        name, version = message["model"], message["version"]
-        if version is None:  # the policy's turn again: nothing asked for of one version holds on
-            channel.forget(f"{name}/*")
-        replies = await channel.everywhere(message, keep=f"{name}/{version or ''}")
-        return [
-            reply.answer
-            if reply.answer is not None
-            else {"error": f"worker {reply.worker}: {reply.error}", "kind": NotReady.__name__}
-            for reply in replies
-        ]
-
-    return ask
+async def _load(repository: Repository, changes: Changes, channel: Channel) -> None:
+    """Load what there is, or was, to serve, and see that all workers serve the same."""
+    await asyncio.get_running_loop().run_in_executor(None, repository.load_all)
+    await changes.become(await channel.agree(repository.lineup()))
 
 
 def _settle_memory() -> None:
@@ -198,11 +188,6 @@ def _settle_memory() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 50)
-
-
-async def _watch(control: Control, settings: Settings) -> None:
-    if settings.repository.poll_seconds:
-        await follow(control, settings.repository.poll_seconds)
 
 
 def _told_to_leave(place: Place, repository: Repository) -> asyncio.Future[None]:

@@ -8,9 +8,7 @@ and clearing that is one byte each. When the worker has died, the supervisor rea
 from __future__ import annotations
 
 import mmap
-import os
 import struct
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -156,14 +154,6 @@ class Cell:
         if self._release:
             self._release()
             self._release = None
-
-
-def unnamed_file(name: str) -> int:
-    """The descriptor of an empty file that has no path, in memory where the system can."""
-    if hasattr(os, "memfd_create"):
-        return os.memfd_create(name)
-    with tempfile.TemporaryFile() as file:
-        return os.dup(file.fileno())
 
 
 class Watch:

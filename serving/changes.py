@@ -1,7 +1,7 @@
-"""How a repository changes while it serves: load, unload, follow the folder.
+"""How a worker changes what it serves while it serves: plan, prepare, commit; see `consent.py`.
 
-A change reads and proves the new bundle in a thread, beside what serves, and then moves one
-pointer on the event loop. So a change that fails touches nothing, and no request sees half of one.
+What is new is read and proven in a thread, beside what serves; then one pointer moves on the event
+loop. So a change that fails touches nothing, and no request sees half of one.
 """
 
 from __future__ import annotations
@@ -9,21 +9,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TypeVar
 
-from serving.errors import ModelRefused, NotFound, NotReady
+from serving.errors import ModelRefused, NotReady
 from serving.freed import release_memory
-from serving.layout import VERSION, Folders, chosen, look, passed_over, wanted
+from serving.lineup import READY, Key, Message, Standing, unpacked
 from serving.model import Model
-from serving.repository import MAX_TOLD, Repository, Slot, State, no_version
+from serving.plan import Plan
+from serving.repository import Repository
+from serving.slot import Slot, State
 from serving.telemetry import log
 
 IDLE_SECONDS = 0.005
 """Between two looks at whether a model that leaves still has requests."""
-
-GONE_SECONDS = 1.0
-"""How long a version must be missing: who replaces a folder by renames has it away for a moment."""
 
 Given = TypeVar("Given")
 Answer = TypeVar("Answer")
@@ -34,89 +32,82 @@ class Changes:
 
     def __init__(self, repository: Repository) -> None:
         self._repository = repository
-        self._turn = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, "changes")
+        self._aside_now = 0
+        self._prepared: dict[Key, Slot] = {}
         self._leavers: set[asyncio.Task[None]] = set()
 
     @property
     def under_way(self) -> bool:
-        """Whether a change has not ended yet."""
-        return self._turn.locked()
+        """Whether the thread is at work."""
+        return self._aside_now > 0
 
-    async def load(self, name: str, version: str | None = None) -> list[Slot]:
-        """Bring a model, or one version of it, to what its folder holds; the versions that serve.
+    async def plan(self, message: Message) -> Message:
+        """Propose the lineup that a change leads to. What is new is prepared here by then.
 
-        What serves and is unchanged is left alone. A changed bundle is proven beside the old one,
-        which answers until the new one does. Raises `NotFound`, `NotReady` while starting or
-        leaving, and `ModelRefused` with the reason of each version that failed.
+        Raises `NotFound`, and `NotReady` while starting or leaving.
         """
-        async with self._turn:
-            self._check_open()
-            folders = (await self._aside(_folders, self._repository)).get(name, {})
-            if not folders:
-                raise NotFound(f"no model named {name[:MAX_TOLD]!r} in the repository's folder")
-            if version is None:
-                for slot in self._known(name).values():
-                    slot.asked = None
-                return await self._follow(name, folders, again=True)
-            number = int(version) if VERSION.fullmatch(version) else 0
-            if number not in folders:
-                raise no_version(name, version, folders)
-            failure = await self._renew(name, number, folders[number], again=True)
-            slot = self._known(name)[number]
-            slot.asked = True
-            if failure:
-                raise ModelRefused(failure)
-            return [slot]
+        self._check_open()
+        await self._forget(self._prepared)
+        change = message["change"]
+        plan = Plan(self._repository, unpacked(message["lineup"]), self._aside)
+        self._prepared = plan.proven
+        match change["do"]:
+            case "load":
+                return await plan.load(change["model"], change["version"])
+            case "unload":
+                return plan.unload(change["model"], change["version"])
+        return await plan.refresh()
 
-    async def unload(self, name: str, version: str | None = None) -> list[Slot]:
-        """Let go of a model, or of one version, once what is in flight was answered; those left.
+    async def prepare(self, message: Message) -> None:
+        """Load and prove what is `fresh` in a lineup, where it does not serve already.
 
-        It stays away until it is loaded by name. Raises `NotFound`, and `NotReady` while starting
-        or leaving.
+        Raises `NotReady` while leaving, and `ModelRefused` naming what cannot be loaded.
         """
-        async with self._turn:
-            self._check_open()
-            repository = self._repository
-            slots = (
-                list(repository.of(name).values())
-                if version is None
-                else [repository.numbered(name, version)]
-            )
-            for slot in slots:
-                slot.asked = False
-            await asyncio.gather(*(self._retire(slot, "unloaded by request") for slot in slots))
-            return [slot for slot in repository.of(name).values() if slot.state is State.READY]
+        self._check_open()
+        standings = unpacked(message["lineup"])
+        for name, version in message["fresh"]:
+            place = name, version
+            standing = standings[place]
+            if self._serves(standing) or _same(self._prepared.get(place), standing):
+                continue
+            fresh = Slot.of(standing)
+            await self._aside(self._repository.restore, fresh)
+            if fresh.model is None:
+                raise ModelRefused(f"{name} version {version}: {fresh.reason}")
+            self._prepared[place] = fresh
 
-    async def refresh(self) -> None:
-        """Follow the folder: load what is new or changed, let go of what is gone.
+    async def commit(self, message: Message) -> None:
+        """Serve what a lineup says, and keep no other bundles."""
+        await self.become(message["lineup"])
+        standings = unpacked(message["lineup"]).values()
+        await self._aside(self._repository.sweep, {s.mark for s in standings if s.state == READY})
 
-        What failed is tried again once its files change; what was unloaded by name stays away. A
-        folder that cannot be read, or holds nothing any more, changes nothing.
+    async def become(self, lineup: Message) -> None:
+        """Serve what a lineup says, and let go of what it does not name.
+
+        Returns once what was unloaded by request has answered what it had in flight.
         """
-        async with self._turn:
-            if self._repository.leaving or not self._repository.started:
-                return
-            try:
-                found = await self._aside(_folders, self._repository)
-                if self._gone(found):
-                    await asyncio.sleep(GONE_SECONDS)
-                    found = await self._aside(_folders, self._repository)
-            except ModelRefused as error:
-                log("error", "the repository cannot be read", reason=str(error))
-                return
-            if not found:
-                if self._repository.names():
-                    log("error", "the repository holds nothing any more; what serves goes on")
-                return
-            for name in sorted(found):
-                try:
-                    await self._follow(name, found[name], again=False)
-                except ModelRefused:
-                    continue  # logged when it happened, and told by the index
-            for slot in self._gone(found):
-                await self._retire(slot, "its folder is gone")
+        standings = unpacked(lineup)
+        asked: list[asyncio.Task[None]] = []
+        for place, standing in standings.items():
+            leaver = await self._bring(place, standing)
+            if leaver and standing.asked is False:
+                asked.append(leaver)
+        for slot in list(self._repository.slots()):
+            if (slot.name, slot.version) not in standings:
                 self._repository.drop(slot)
+                self._let_go(slot, "its folder is gone")
+        await self._forget(self._prepared)
+        await asyncio.gather(*asked)
+
+    async def alone(self, change: Message) -> Message:
+        """Make a change in this worker, with no others to agree."""
+        plan = await self.plan({"change": change, "lineup": self._repository.lineup()})
+        if plan["lineup"]:
+            await self.prepare(plan)
+            await self.commit(plan)
+        return plan
 
     def close(self) -> None:
         """Let the thread end; what leaves may finish."""
@@ -128,121 +119,100 @@ class Changes:
         if self._repository.leaving or not self._repository.started:
             raise NotReady("the server is starting or leaving; nothing can be changed now")
 
-    def _known(self, name: str) -> dict[int, Slot]:
-        return self._repository.of(name) if name in self._repository.names() else {}
+    def _here(self, place: Key) -> Slot | None:
+        name, version = place
+        return self._repository.of(name).get(version) if name in self._repository.names() else None
 
-    def _gone(self, found: Folders) -> list[Slot]:
-        return [s for s in self._repository.slots() if s.version not in found.get(s.name, {})]
+    def _serves(self, standing: Standing) -> bool:
+        slot = self._here(standing.place)
+        return slot is not None and slot.state is State.READY and slot.mark == standing.mark
 
-    async def _follow(self, name: str, folders: dict[int, Path], again: bool) -> list[Slot]:
-        """Have those versions of a model serve that are wanted; the rest goes once they do.
+    async def _bring(self, place: Key, standing: Standing) -> asyncio.Task[None] | None:
+        """Have a version be here as it stands with all; what leaves for it, if anything does."""
+        old, fresh = self._here(place), self._prepared.pop(place, None)
+        if standing.state == READY and not self._serves(standing):
+            if not _same(fresh, standing):
+                if _same(old, standing):  # lost here, or in quarantine; whoever loads it mends that
+                    return None
+                fresh = Slot.of(standing)  # this worker was starting when the others prepared it
+                await self._aside(self._repository.restore, fresh)
+            assert fresh
+            return self._swap(old, fresh, standing)
+        if fresh:
+            await self._forget({place: fresh})
+        if old is None or (standing.state != READY and old.model is None and old.doubted is None):
+            self._repository.put(Slot.of(standing))
+            return None
+        for name in ("reason", "asked", "loaded", "tried"):
+            setattr(old, name, getattr(standing, name))
+        return None if standing.state == READY else self._let_go(old, standing.reason)
 
-        Wanted are those that the policy chooses, more those loaded and less those unloaded by
-        request. Raises `ModelRefused` naming the versions that failed.
-        """
-        policy = self._repository.settings.versions_of(name)
-        asked = {number: slot.asked for number, slot in self._known(name).items()}
-        order = [n for n in chosen(policy, folders.keys()) if asked.get(n) is not False]
-        need = wanted(policy, len(order))
-        kept: set[int] = set()
-        failures: list[str] = []
-        for number in order + [n for n in folders if asked.get(n) and n not in order]:
-            if len(kept) >= need and not asked.get(number):
-                continue
-            failure = await self._renew(name, number, folders[number], again)
-            if failure:
-                failures.append(failure)
-            if self._known(name)[number].state is State.READY:
-                kept.add(number)
-        for number in sorted(folders.keys() - self._known(name).keys()):
-            self._repository.put(
-                Slot(name, number, folders[number], State.UNLOADED, passed_over(policy))
-            )
-        if kept:  # else whoever serves is the last of its name
-            for number, slot in self._known(name).items():
-                if number not in kept and slot.asked is None and slot.state is State.READY:
-                    self._let_go(slot, passed_over(policy))
-        if failures:
-            raise ModelRefused("\n".join(failures))
-        return [slot for slot in self._known(name).values() if slot.state is State.READY]
-
-    async def _renew(self, name: str, number: int, folder: Path, again: bool) -> str:
-        """Have a version serve what its folder holds; why it does not, where it fails to.
-
-        Unless `again`, a folder that failed and looks as it did is passed over in silence.
-        """
-        seen = await self._aside(look, folder)
-        old = self._known(name).get(number)
-        serving = old if old and old.state is State.READY else None
-        if serving and seen and serving.loaded and seen.identity == serving.loaded.identity:
-            serving.reason, serving.tried = "", seen
-            return ""
-        if old and old.state in (State.READY, State.FAILED) and old.tried == seen and not again:
-            return ""
-        fresh = Slot(name, number, folder, asked=old.asked if old else None)
-        if serving:
-            serving.reason = "serves while the bundle now in its place is proven"
-        else:
-            self._repository.put(fresh)
-            if old and old.doubted:
-                self._let_go(old, "replaced, as it failed its self-test")
-        await self._aside(self._repository.prove, fresh)
-        if fresh.model is None:
-            if not serving:
-                return f"version {number}: {fresh.reason}"
-            serving.tried = fresh.tried
-            serving.reason = f"serves still: the bundle now in its place failed: {fresh.reason}"
-            return f"version {number}, which goes on as it was: {fresh.reason}"
-        if self._repository.leaving:
+    def _swap(self, old: Slot | None, fresh: Slot, standing: Standing) -> asyncio.Task[None] | None:
+        """Move the one pointer."""
+        fresh.asked = standing.asked
+        if self._repository.leaving and fresh.state is State.READY:
             fresh.state = State.DRAINING
         self._repository.put(fresh)
-        log(
-            "info",
-            "model loaded",
-            model=name,
-            version=number,
-            bundle=fresh.model.bundle.digest,
-            replaced=serving.model.bundle.digest if serving and serving.model else None,
-        )
-        if serving:
-            self._let_go(serving, "replaced")
-        return ""
+        before = old.model or old.doubted if old else None
+        if fresh.model:
+            log(
+                "info",
+                "model loaded",
+                model=fresh.name,
+                version=fresh.version,
+                bundle=fresh.digest,
+                replaced=before.bundle.digest if before else None,
+            )
+        return self._let_go(old, "replaced") if old and before else None
 
-    def _let_go(self, slot: Slot, reason: str) -> None:
-        """Retire a version, with nobody waiting for it."""
-        leaver = asyncio.ensure_future(self._retire(slot, reason))
+    async def _forget(self, prepared: dict[Key, Slot]) -> None:
+        """Free what was prepared and is not wanted."""
+        for place in list(prepared):
+            slot = prepared.pop(place)
+            if slot.model:
+                leaving, slot.model = [slot.model], None
+                await self._aside(_free, leaving)
+
+    def _let_go(self, slot: Slot, reason: str) -> asyncio.Task[None]:
+        """Retire a version; the task is done once it is gone."""
+        slot.reason = reason
+        slot.state = State.UNLOADING if slot.model or slot.doubted else State.UNLOADED
+        leaver = asyncio.ensure_future(self._retire(slot))
         self._leavers.add(leaver)
         leaver.add_done_callback(self._leavers.discard)
+        return leaver
 
-    async def _retire(self, slot: Slot, reason: str) -> None:
+    async def _retire(self, slot: Slot) -> None:
         """Take no more requests, answer those in flight, free the model."""
-        slot.reason = reason
-        if slot.doubted:
-            slot.model, slot.doubted = slot.doubted, None
-        if slot.model is None:
-            slot.state = State.UNLOADED
+        model = slot.model or slot.doubted
+        slot.doubted = None
+        if model is None:
             return
-        slot.state = State.UNLOADING
         loop = asyncio.get_running_loop()
         end = loop.time() + self._repository.settings.drain_seconds
-        while slot.model.busy and loop.time() < end:
+        while model.busy and loop.time() < end:
             await asyncio.sleep(IDLE_SECONDS)
-        if slot.model.busy:
+        if model.busy:
             log(
                 "warning", "unloaded with requests in flight", model=slot.name, version=slot.version
             )
-        leaving, slot.model = [slot.model], None
+        leaving, slot.model = [model], None
+        del model
         slot.state = State.UNLOADED
         await self._aside(_free, leaving)
-        log("info", "model unloaded", model=slot.name, version=slot.version, reason=reason)
+        log("info", "model unloaded", model=slot.name, version=slot.version, reason=slot.reason)
 
     async def _aside(self, work: Callable[[Given], Answer], given: Given) -> Answer:
         """Do what takes time in the thread of changes, while the loop goes on answering."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work, given)
+        self._aside_now += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, work, given)
+        finally:
+            self._aside_now -= 1
 
 
-def _folders(repository: Repository) -> Folders:
-    return repository.layout.versions()
+def _same(slot: Slot | None, standing: Standing) -> bool:
+    return slot is not None and slot.mark == standing.mark
 
 
 def _free(leaving: list[Model]) -> None:

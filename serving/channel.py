@@ -1,19 +1,14 @@
 """What supervisor and workers tell each other: JSON, each message after its length in 4 bytes.
 
-A worker uses it to speak for all. With `channel`, its `Channel`:
+With `channel`, a worker's `Channel`:
 
-    channel.on("unload", unload)    # async: a message (a dict that JSON can hold) to an answer
-    replies = await channel.everywhere({"do": "unload", "model": "m"}, keep="m")
+    channel.on("prepare", prepare)    # async: a message (a dict that JSON can hold) to an answer
+    lineup = await channel.agree(mine)
+    answer = await channel.ask({"do": "load", "model": "m"})
 
-`everywhere` has every worker, the asking one included, run its handler for `message["do"]`, and
-returns a `Reply` of each: its answer, or why there is none (it died, it is late, the handler
-raised). Messages reach all workers in one order, and one worker handles them one after the other;
-handlers registered with `ordered=False` (those that only look) do not wait for others.
-
-`keep` makes a message last: the supervisor hands the newest of each key to every worker it starts
-from then on, which runs its handler after loading what it finds and before it is ready. So a
-restarted worker has what its predecessor was told. `forget` ends that, for a load that failed.
-Kept messages are handed over in the order in which they were last kept.
+The supervisor has a worker do things, one after the other in the order they were sent, once it is
+ready; `consent.py` says which. A handler that raises is an answer too. `agree` tells what this
+worker has loaded and returns what all serve; `ask` has the supervisor bring about a change in all.
 """
 
 from __future__ import annotations
@@ -23,34 +18,20 @@ import itertools
 import socket
 import struct
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
-from serving.telemetry import log
-
 Message = dict[str, Any]
-Handler = Callable[[Message], Awaitable[Message]]
+Handler = Callable[[Message], Awaitable[Any]]
 
 LENGTH = struct.Struct(">I")
 MAX_MESSAGE = 64 << 20
 """Bytes of one message; more is a mistake of ours."""
 
-ANSWER_SECONDS = 60.0
-
 
 class Closed(Exception):
     """The other end is gone."""
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What one worker said: its answer, or, where there is none, why."""
-
-    worker: int
-    answer: Message | None
-    error: str = ""
 
 
 class Line:
@@ -123,36 +104,38 @@ class Line:
 class Channel:
     """A worker's end, on its event loop from `open` on."""
 
-    def __init__(self, sock: socket.socket, kept: Sequence[Message] = ()) -> None:
+    def __init__(self, sock: socket.socket) -> None:
         self._line = Line(sock)
-        self._kept = kept
-        self._handlers: dict[str, tuple[Handler, bool]] = {}
-        self._asked: dict[int, asyncio.Future[list[Reply]]] = {}
+        self._handlers: dict[str, Handler] = {}
+        self._asked: dict[int, asyncio.Future[Message]] = {}
         self._numbers = itertools.count(1)
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop: asyncio.AbstractEventLoop
+        self._lineup: asyncio.Future[Message]
         self._ready: asyncio.Event
         self._order: asyncio.Lock
         self._leave: Callable[[], None]
         self._quarantine: Callable[[str, str], None]
 
-    def on(self, do: str, handler: Handler, *, ordered: bool = True) -> None:
+    def on(self, do: str, handler: Handler) -> None:
         """Have messages whose `do` is this handled so. An exception becomes the reply's error."""
-        self._handlers[do] = (handler, ordered)
+        self._handlers[do] = handler
 
     def open(self, leave: Callable[[], None], quarantine: Callable[[str, str], None]) -> None:
         """Begin to listen. `leave()` ends this worker; `quarantine(key, reason)` ends a model."""
         self._loop = asyncio.get_running_loop()
         self._ready, self._order = asyncio.Event(), asyncio.Lock()
+        self._lineup = self._loop.create_future()
         self._leave, self._quarantine = leave, quarantine
         self._loop.add_reader(self._line.sock.fileno(), self._receive)
 
-    async def ready(self, models: Sequence[Message]) -> None:
-        """Do what was kept for this worker, then tell the supervisor what it serves."""
-        for message in self._kept:
-            reply = await self._handled(message)
-            if reply.get("error"):
-                log("error", "not done again after a restart", what=message, why=reply["error"])
+    async def agree(self, lineup: Message) -> Message:
+        """Tell what this worker has loaded; what all serve."""
+        self._send({"kind": "loaded", "lineup": lineup})
+        return await self._lineup
+
+    def ready(self, models: Sequence[Message]) -> None:
+        """Tell the supervisor what this worker serves, and do from now on what it says."""
         self._ready.set()
         self._send({"kind": "ready", "models": list(models)})
 
@@ -161,27 +144,16 @@ class Channel:
         self._line.sock.setblocking(True)
         self._line.send({"kind": "failed", "type": kind, "error": error, "name": name})
 
-    async def everywhere(
-        self, message: Message, *, keep: str | None = None, seconds: float = ANSWER_SECONDS
-    ) -> list[Reply]:
-        """The reply of every worker, by number; see the top of this file.
-
-        Never raises: a worker that gives no answer within `seconds` has a reply that says so.
-        """
+    async def ask(self, message: Message) -> Message:
+        """`{"answer": ...}` to a change in all workers, or why there was none: `error`, `failure`."""
         number = next(self._numbers)
-        future: asyncio.Future[list[Reply]] = self._loop.create_future()
+        future: asyncio.Future[Message] = self._loop.create_future()
         self._asked[number] = future
-        self._send(
-            {"kind": "ask", "id": number, "message": message, "keep": keep, "seconds": seconds}
-        )
+        self._send({"kind": "ask", "id": number, "message": message})
         try:
             return await future
         finally:
             del self._asked[number]
-
-    def forget(self, keep: str) -> None:
-        """No longer hand what is kept under this key to new workers; `a/*`: all that begin `a/`."""
-        self._send({"kind": "forget", "key": keep})
 
     # What comes in
 
@@ -202,10 +174,13 @@ class Channel:
                 self._leave()
             case "quarantine":
                 self._quarantine(message["key"], message["reason"])
-            case "replies":
+            case "lineup":
+                if not self._lineup.done():
+                    self._lineup.set_result(message["lineup"])
+            case "answer":
                 future = self._asked.get(message["id"])
                 if future and not future.done():
-                    future.set_result([Reply(**reply) for reply in message["replies"]])
+                    future.set_result(message)
             case "do":
                 task = self._loop.create_task(self._do(message["id"], message["message"]))
                 self._tasks.add(task)
@@ -213,22 +188,15 @@ class Channel:
 
     async def _do(self, number: int, message: Message) -> None:
         await self._ready.wait()
-        _, ordered = self._handlers.get(str(message.get("do")), (None, False))
-        if ordered:
-            async with self._order:  # asyncio's lock is fair: first come, first served
-                reply = await self._handled(message)
-        else:
-            reply = await self._handled(message)
+        async with self._order:  # asyncio's lock is fair: first come, first served
+            try:
+                reply = {"answer": await self._handlers[message["do"]](message)}
+            except Exception as error:  # told to whoever asked, who decides what it means
+                reply = {
+                    "error": str(error) or type(error).__name__,
+                    "failure": type(error).__name__,
+                }
         self._send({"kind": "reply", "id": number} | reply)
-
-    async def _handled(self, message: Message) -> Message:
-        handler, _ = self._handlers.get(str(message.get("do")), (None, False))
-        if handler is None:
-            return {"answer": None, "error": f"no worker knows how to {message.get('do')!r}"}
-        try:
-            return {"answer": await handler(message), "error": ""}
-        except Exception as error:  # told to whoever asked, who decides what it means
-            return {"answer": None, "error": str(error) or type(error).__name__}
 
     # What goes out
 
@@ -241,82 +209,3 @@ class Channel:
         self._line.flush()
         if not self._line.unsent:
             self._loop.remove_writer(self._line.sock.fileno())
-
-
-class Broadcasts:
-    """The supervisor's part: questions on their way, replies gathered, messages kept."""
-
-    def __init__(self) -> None:
-        self._numbers = itertools.count(1)
-        self._open: dict[int, _Broadcast] = {}
-        self._kept: dict[str, Message] = {}
-
-    @property
-    def kept(self) -> list[Message]:
-        """What a new worker has to do."""
-        return list(self._kept.values())
-
-    def ask(self, asker: Line, message: Message, lines: dict[int, Line], now: float) -> None:
-        """Pass a worker's question on to all that are there."""
-        question = message["message"]
-        if message["keep"] is not None:
-            self.forget(message["keep"])  # so that the newest is the last
-            self._kept[message["keep"]] = question
-        number = next(self._numbers)
-        self._open[number] = _Broadcast(
-            asker, message["id"], now + message["seconds"], set(lines), []
-        )
-        for line in lines.values():
-            line.send({"kind": "do", "id": number, "message": question})
-
-    def forget(self, key: str) -> None:
-        """Keep a message no longer; with `*` at the end of the key, all that begin so."""
-        if key.endswith("*"):
-            for name in [name for name in self._kept if name.startswith(key[:-1])]:
-                del self._kept[name]
-        self._kept.pop(key, None)
-
-    def reply(self, worker: int, message: Message) -> None:
-        """A worker's answer to a question."""
-        number = message["id"]
-        if number in self._open:
-            self._gather(number, Reply(worker, message["answer"], message["error"]))
-
-    def died(self, worker: int) -> None:
-        """No answer comes from this worker any more."""
-        for number in [n for n, b in self._open.items() if worker in b.missing]:
-            self._gather(number, Reply(worker, None, "the worker died"))
-
-    def late(self, now: float) -> None:
-        """Answer for those whose time is up."""
-        for number in [n for n, b in self._open.items() if now >= b.deadline]:
-            for worker in sorted(self._open[number].missing):
-                self._gather(number, Reply(worker, None, "no answer in time"))
-
-    def _gather(self, number: int, reply: Reply) -> None:
-        broadcast = self._open[number]
-        broadcast.missing.discard(reply.worker)
-        broadcast.replies.append(reply)
-        if not broadcast.missing:
-            del self._open[number]
-            replies = sorted(broadcast.replies, key=lambda r: r.worker)
-            broadcast.asker.send(
-                {
-                    "kind": "replies",
-                    "id": broadcast.asked,
-                    "replies": [
-                        {"worker": r.worker, "answer": r.answer, "error": r.error} for r in replies
-                    ],
-                }
-            )
-
-
-@dataclass
-class _Broadcast:
-    """One question: who asked it under which number, and who has not answered yet."""
-
-    asker: Line
-    asked: int
-    deadline: float
-    missing: set[int]
-    replies: list[Reply]

@@ -7,11 +7,9 @@ contract than the bundle's own.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from serving.changes import Changes
 from serving.errors import InvalidRequest, NotReady, ServingError, Unsupported
 
 CLOSED = (
@@ -20,16 +18,15 @@ CLOSED = (
 )
 
 Message = dict[str, Any]
-Everywhere = Callable[[Message], Awaitable[list[Message]]]
-"""Has every worker, this one included, carry out `Control.apply`; an answer from each."""
+Change = Callable[[Message], Awaitable[Message]]
+"""Has a change made in all workers or in none: `{"answer": ...}`, or `error` and `failure`, its name."""
 
 
 class Control:
-    """Changes as asked for from outside: checked, carried out everywhere, answered once."""
+    """Changes as asked for from outside: checked, made everywhere, answered once."""
 
-    def __init__(self, changes: Changes, everywhere: Everywhere | None = None) -> None:
-        self._changes = changes
-        self._everywhere = everywhere or self._here
+    def __init__(self, change: Change) -> None:
+        self._change = change
 
     async def load(self, name: str, body: Any) -> Message:
         """Load a model as `body` asks; the versions that serve then, with their bundles.
@@ -42,40 +39,12 @@ class Control:
         """Unload a model as `body` asks. Raises as `load` does."""
         return await self._ask({"do": "unload", "model": name, "version": asked_version(body)})
 
-    async def refresh(self) -> None:
-        """Follow the repository's folder."""
-        await self._changes.refresh()
-
-    async def apply(self, message: Message) -> Message:
-        """Carry out a change in this worker. A failure is an answer too: it has to travel."""
-        name, version = message["model"], message["version"]
-        try:
-            change = self._changes.load if message["do"] == "load" else self._changes.unload
-            slots = await change(name, version)
-        except ServingError as error:
-            return {"error": str(error), "kind": type(error).__name__}
-        return {
-            "name": name,
-            "versions": [
-                {"version": str(s.version), "bundle": s.model.bundle.digest}
-                for s in slots
-                if s.model
-            ],
-        }
-
     async def _ask(self, message: Message) -> Message:
-        answers = await self._everywhere(message)
-        for answer in answers:
-            if "error" in answer:
-                raise FAILURES.get(answer["kind"], NotReady)(answer["error"])
-        if any(answer != answers[0] for answer in answers):
-            raise NotReady(
-                "the folder changed meanwhile, the workers serve different bundles: again"
-            )
-        return answers[0]
-
-    async def _here(self, message: Message) -> list[Message]:
-        return [await self.apply(message)]
+        told = await self._change(message)
+        if "error" in told:
+            raise FAILURES.get(told["failure"], NotReady)(told["error"])
+        answer: Message = told["answer"]
+        return answer
 
 
 def failures(base: type[ServingError] = ServingError) -> dict[str, type[ServingError]]:
@@ -87,13 +56,6 @@ def failures(base: type[ServingError] = ServingError) -> dict[str, type[ServingE
 
 
 FAILURES = failures()
-
-
-async def watch(control: Control, seconds: float) -> None:
-    """Follow the repository's folder for ever, with that pause between two looks."""
-    while True:
-        await asyncio.sleep(seconds)
-        await control.refresh()
 
 
 def asked_version(body: Any) -> str | None:

@@ -30,8 +30,9 @@ from serving.protocol import (
     Tensor,
     TensorSpec,
 )
-from serving.repository import ANSWERING, Repository, State
+from serving.repository import Repository
 from serving.runtime import runtime_version
+from serving.slot import ANSWERING, State
 from serving.statistics import ModelStatistics, statistics
 from serving.tensor_head import MAX_PRIORITY
 

@@ -38,17 +38,25 @@ class Print:
 
 
 class Layout:
-    """One path, read anew at each question: a bare bundle, or a repository of them."""
+    """One path, read anew at each question: a bare bundle, or a repository of them.
 
-    def __init__(self, path: Path) -> None:
+    `single` is the name that a bare bundle had at first, none for a repository; it stays what it
+    was, whatever is put in its place.
+    """
+
+    def __init__(self, path: Path, single: str | None) -> None:
         self.path = path
-        self.single = (path / MANIFEST).is_file()
-        self._name = _bare_name(path) if self.single else ""
+        self.single = single
+
+    @classmethod
+    def found(cls, path: Path) -> Layout:
+        """What there is at a path."""
+        return cls(path, _bare_name(path) if (path / MANIFEST).is_file() else None)
 
     def versions(self) -> Folders:
         """Every version there is. Raises `ModelRefused` where the folder cannot be read."""
-        if self.single:  # by the name it had at first, whatever is put in its place
-            return {self._name: {1: self.path}} if (self.path / MANIFEST).is_file() else {}
+        if self.single is not None:
+            return {self.single: {1: self.path}} if (self.path / MANIFEST).is_file() else {}
         found: Folders = {}
         for name, version, folder in _found(self.path):
             found.setdefault(name, {})[version] = folder

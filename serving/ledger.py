@@ -16,8 +16,8 @@ from typing import TypeAlias
 
 import numpy as np
 
-from serving.board import unnamed_file
 from serving.cells import HEAD_CELLS, MODELS, OVERFLOW, ROW_CELLS, account
+from serving.unnamed import in_memory
 
 Cells: TypeAlias = "memoryview[float]"
 """Part of a row, cast to doubles."""
@@ -38,7 +38,7 @@ class Ledger:
         table = _whole_pages(MODELS * NAME_BYTES)
         row = _whole_pages(ROW_CELLS * 8)
         # A file without a name, in memory where the system can: it also carries the names' lock.
-        self.descriptor = unnamed_file("slipway-metrics") if descriptor is None else descriptor
+        self.descriptor = in_memory("slipway-metrics") if descriptor is None else descriptor
         os.truncate(self.descriptor, table + workers * row)
         self._memory = mmap.mmap(self.descriptor, table + workers * row)
         self._cells = np.frombuffer(self._memory, np.float64, offset=table).reshape(workers, -1)

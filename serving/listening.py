@@ -93,6 +93,15 @@ def admit_again(sock: socket.socket) -> None:
         sock.setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)
 
 
+def withdraw(sock: socket.socket) -> None:
+    """Have a listening socket take no connections until it listens again.
+
+    Others at its address then get them all. Who waits in its queue is reset, and may ask again.
+    """
+    with suppress(OSError):  # it does not listen
+        sock.shutdown(socket.SHUT_RD)
+
+
 def url(sock: socket.socket, scheme: str = "http") -> str:
     """Where a socket is reached."""
     host, port = sock.getsockname()[:2]

@@ -36,6 +36,8 @@ from serving.runtime import Session, open_session
 MAX_DECODING = 64
 """Files that may wait to be decoded, each held in memory whole."""
 
+NO_MEMORY = "there is not enough memory to load it"
+
 
 @dataclass(frozen=True)
 class Replay:
@@ -202,9 +204,10 @@ def load(
             rows = golden_rows(bundle)
             replay = replay_golden(bundle.manifest, rows, partial(session.run, deadline=deadline))
             _warm(session, rows, deadline)
-    except ModelRefused as error:
+    except (ModelRefused, MemoryError) as error:
         cell.release()
-        raise ModelRefused(f"{variant.file}: {error}") from error
+        told = NO_MEMORY if isinstance(error, MemoryError) else error
+        raise ModelRefused(f"{variant.file}: {told}") from error
     return Model(bundle, session, rows, replay, settings, cell)
 
 

@@ -2,82 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from enum import Enum
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
-from pipeline.bundle.manifest import MANIFEST, BundleError, read
+from pipeline.bundle.manifest import MANIFEST, Bundle, BundleError, read
 from pipeline.config import ConfigError, suggestion
 from serving import trial
 from serving.board import Watch
 from serving.config import Settings
 from serving.errors import ModelRefused, NotFound, NotReady
-from serving.layout import VERSION, Layout, Print, chosen, look, passed_over, wanted
+from serving.layout import VERSION, Layout, chosen, look, passed_over, wanted
+from serving.lineup import Message, packed, unpacked
 from serving.metrics import Metrics
-from serving.model import Model, load
+from serving.model import NO_MEMORY, Model, admitted, load
 from serving.protocol import IndexEntry
 from serving.runtime import cuda_advice
+from serving.shelf import Shelf, mark_of
+from serving.slot import ANSWERING, INDEX_STATE, Slot, State
 from serving.telemetry import log
 
 MAX_TOLD = 80
 """Characters of a name that are repeated to whoever sent it."""
-
-
-class State(Enum):
-    """Where a version is on its way."""
-
-    LOADING = "loading"
-    VERIFYING = "verifying"
-    WARMING = "warming"
-    READY = "ready"
-    DRAINING = "draining"
-    UNLOADING = "unloading"
-    UNLOADED = "unloaded"
-    FAILED = "failed"
-
-
-ANSWERING = (State.READY, State.DRAINING)
-"""A version that leaves with the whole server still answers whoever comes."""
-
-INDEX_STATE = {
-    State.LOADING: "LOADING",
-    State.VERIFYING: "LOADING",
-    State.WARMING: "LOADING",
-    State.READY: "READY",
-    State.DRAINING: "UNLOADING",
-    State.UNLOADING: "UNLOADING",
-    State.UNLOADED: "UNAVAILABLE",
-    State.FAILED: "UNAVAILABLE",
-}
-
-
-@dataclass(eq=False)
-class Slot:
-    """One version of one model: its folder, its state and, once ready, the model.
-
-    In a repository the folder names the model: a bundle may be registered under another name.
-    `loaded` is what the folder looked like when the model was read, `tried` when it was last
-    tried. `asked` is true once this very version was loaded by request, false once it was
-    unloaded; then the policy has no say. `doubted` is the model while it fails its self-test: it
-    gets no requests, and may come back.
-    `key` tells this version with this content apart from all others, once it was read.
-    """
-
-    name: str
-    version: int
-    folder: Path
-    state: State = State.LOADING
-    reason: str = ""
-    model: Model | None = None
-    loaded: Print | None = None
-    tried: Print | None = None
-    asked: bool | None = None
-    doubted: Model | None = None
-    key: str = ""
-
-    def __post_init__(self) -> None:
-        self.text = str(self.version)
 
 
 class Repository:
@@ -92,15 +38,28 @@ class Repository:
         settings: Settings,
         metrics: Metrics | None = None,
         watch: Watch | None = None,
+        shelf: Shelf | None = None,
+        lineup: Message | None = None,
     ) -> None:
+        """With a `lineup`, of what all workers serve, the folder is not looked at."""
         self._watch = watch or Watch()
         self.settings = settings
         self.metrics = metrics or Metrics()
-        self.layout = Layout(path)
-        self.single = self.layout.single
+        self.shelf = shelf or Shelf()
+        self.layout = Layout(path, lineup["single"]) if lineup else Layout.found(path)
         self.started = False
         self.leaving = False
         self._slots: dict[str, dict[int, Slot]] = {}
+        self._told = lineup is not None
+        if lineup:
+            for standing in unpacked(lineup).values():
+                self.put(Slot.of(standing))
+        else:
+            self._find(path)
+
+    def _find(self, path: Path) -> None:
+        """Have a place for every version in the folder. Raises `ModelRefused` or `ConfigError`."""
+        settings = self.settings
         for name, folders in self.layout.versions().items():
             for version, folder in folders.items():
                 self.put(Slot(name, version, folder))
@@ -118,8 +77,15 @@ class Repository:
     def load_all(self) -> None:
         """Load the chosen versions, one after the other. A bad one does not hide the others.
 
-        Raises `ModelRefused` where nothing is left to serve.
+        Or those of the lineup, where one was given: then what cannot be had is missing here, and
+        the rest serves. Raises `ModelRefused` where the folder leaves nothing to serve.
         """
+        if self._told:
+            for slot in self.slots():
+                if slot.state is State.LOADING:
+                    self.restore(slot)
+            self.started = True
+            return
         for name, versions in self._slots.items():
             policy = self.settings.versions_of(name)
             order = chosen(policy, versions.keys())
@@ -139,20 +105,46 @@ class Repository:
     def prove(self, slot: Slot) -> None:
         """Read, check and prove a version. Blocks for as long as that takes; never raises."""
 
-        def progress(state: str) -> None:
-            slot.state = State(state)
-
-        try:
+        def open_folder() -> Model:
             slot.loaded = slot.tried = look(slot.folder)
             bundle, settings = read(slot.folder), self.settings.of(slot.name)
+            slot.digest, slot.mark = bundle.digest, mark_of(bundle)
             slot.key = f"{slot.name}/{slot.version}@{bundle.digest[:12]}"
-            if slot.key in self._watch.quarantined:
-                raise ModelRefused(self._watch.quarantined[slot.key])
+            self._check_quarantine(slot)
             if settings.runtime.trial:
                 trial.run(bundle, settings)
-            model = load(bundle, settings, progress, self._watch.cell(slot.key))
+            model = self._loaded(slot, bundle)
+            self._keep(slot, bundle)
+            return model
+
+        self._open(slot, open_folder)
+        if slot.state is State.FAILED and not (self.layout.single and not self.started):
+            log("error", "model failed", model=slot.name, version=slot.version, reason=slot.reason)
+
+    def restore(self, slot: Slot) -> None:
+        """Load the very bundle that all workers serve, as it was kept. Blocks; never raises."""
+
+        def open_kept() -> Model:
+            self._check_quarantine(slot)
+            return self._loaded(slot, self._kept(slot))
+
+        self._open(slot, open_kept)
+        if slot.state is State.FAILED:
+            log(
+                "error",
+                "model missing in this worker",
+                model=slot.name,
+                version=slot.version,
+                reason=slot.reason,
+            )
+
+    def _open(self, slot: Slot, opened: Callable[[], Model]) -> None:
+        try:
+            model = opened()
         except (BundleError, ModelRefused) as error:
             slot.state, slot.reason = State.FAILED, str(error)
+        except MemoryError:
+            slot.state, slot.reason = State.FAILED, NO_MEMORY
         except Exception as error:  # one model's surprise must not take the others along
             slot.state, slot.reason = State.FAILED, f"{type(error).__name__}: {error}"
         else:
@@ -160,8 +152,60 @@ class Repository:
             slot.model = model
             slot.state = State.READY
             self._report_provider(slot, model)
-        if slot.state is State.FAILED and not (self.single and not self.started):
-            log("error", "model failed", model=slot.name, version=slot.version, reason=slot.reason)
+
+    def _check_quarantine(self, slot: Slot) -> None:
+        if slot.key in self._watch.quarantined:
+            raise ModelRefused(self._watch.quarantined[slot.key])
+
+    def _loaded(self, slot: Slot, bundle: Bundle) -> Model:
+        def progress(state: str) -> None:
+            slot.state = State(state)
+
+        settings = self.settings.of(slot.name)
+        return load(bundle, settings, progress, self._watch.cell(slot.key))
+
+    def _keep(self, slot: Slot, bundle: Bundle) -> None:
+        """Put a bundle on the shelf, with those of its files that serve."""
+        variant = admitted(bundle, self.settings.of(slot.name).variant)
+        try:
+            self.shelf.put(bundle, {variant.file, bundle.manifest.golden.file})
+        except OSError as error:
+            log(
+                "warning",
+                "a bundle is not kept: a worker that dies will look for it in its folder",
+                model=slot.name,
+                version=slot.version,
+                reason=str(error),
+            )
+
+    def _kept(self, slot: Slot) -> Bundle:
+        """The bundle that all workers serve: from the shelf or, as it was, from its folder."""
+        try:
+            bundle = self.shelf.get(slot.mark)
+            why = "it was not kept"
+        except (BundleError, OSError) as error:
+            bundle, why = None, str(error)
+        if bundle is None:
+            try:
+                bundle = read(slot.folder)
+            except BundleError as error:
+                raise ModelRefused(
+                    f"the bundle that serves cannot be had: {why}; {error}"
+                ) from error
+            if mark_of(bundle) != slot.mark:
+                raise ModelRefused(
+                    f"the bundle that serves cannot be had: {why}, and its folder holds another"
+                )
+        return bundle
+
+    def sweep(self, marks: set[str]) -> None:
+        """Keep no bundles but these on the shelf. Blocks; never raises."""
+        with suppress(OSError):  # what could not be let go of goes with the next change
+            self.shelf.keep_only(marks)
+
+    def lineup(self) -> Message:
+        """What this worker serves."""
+        return packed(self.layout.single, {(s.name, s.version): s.standing() for s in self.slots()})
 
     def put(self, slot: Slot) -> None:
         """Have a version stand in its place: the one pointer that a change moves."""

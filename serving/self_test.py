@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 
 from serving.errors import ModelRefused
-from serving.repository import Repository, Slot, State
+from serving.repository import Repository
+from serving.slot import Slot, State
 from serving.telemetry import log
 
 

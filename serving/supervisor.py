@@ -18,19 +18,22 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
+from math import inf
 from types import FrameType
 from typing import NoReturn
 
 from pipeline.config import ConfigError
-from serving.board import Board, Row, unnamed_file
-from serving.channel import Broadcasts, Channel, Closed, Line, Message
+from serving.board import Board, Row
+from serving.channel import Channel, Closed, Line, Message
 from serving.config import Settings
+from serving.consent import Consent
 from serving.errors import ModelRefused
 from serving.forked import settle
 from serving.host import memory_kills
-from serving.listening import StartError, url
+from serving.listening import StartError, url, withdraw
 from serving.restarts import Backoff, Strikes
 from serving.telemetry import log
+from serving.unnamed import in_memory, on_disk
 from serving.watchdog import STUCK_EXIT
 
 TICK_SECONDS = 0.5
@@ -59,10 +62,11 @@ class State(Enum):
 class Place:
     """What a new worker is given.
 
-    `sockets` are its own listeners by door; `counters` is the descriptor of the file that all
-    workers count in; `apart` names models that may not run at the same
-    time, `quarantined` those that stay away, with the reason. `successor` says that it replaces
-    one that died.
+    `sockets` are its own listeners by door; `counters` and `shelf` are the descriptors of the files
+    that all workers count in and keep bundles in; `lineup` is what all serve, none at the start;
+    `apart` names models that may not run at the same time, `quarantined` those that stay away, with
+    the reason. `successor` says that it replaces one that died, `withdrawn` that its listeners take
+    no connections until it listens.
     """
 
     worker: int
@@ -70,10 +74,13 @@ class Place:
     sockets: Mapping[str, socket.socket]
     row: Row
     counters: int
+    shelf: int
+    lineup: Message | None
     channel: Channel
     quarantined: Mapping[str, str]
     apart: frozenset[str]
     successor: bool
+    withdrawn: bool
 
 
 Work = Callable[[Place], int]
@@ -98,6 +105,7 @@ class Worker:
     quiet: float = 0.0
     aborted: float | None = None
     refused: Message | None = None
+    withdrawn: bool = False
     backoff: Backoff = field(default_factory=Backoff)
 
 
@@ -121,14 +129,16 @@ class Supervisor:
         self._work = work
         count = min(len(sockets) for sockets in doors.values())
         # All memory that workers share is made here, before the first fork, and handed out in
-        # `Place`: what they do (the board), and what they count (the ledger lays that out).
+        # `Place`: what they do (the board), what they count (the ledger lays that out), and the
+        # bundles they serve (the shelf).
         board = Board(count)
-        self._counters = unnamed_file("slipway-metrics")
+        self._counters, self._shelf = in_memory("slipway-metrics"), on_disk("slipway-shelf")
         self._workers = [
             Worker(n, {door: sockets[n] for door, sockets in doors.items()}, board.row(n))
             for n in range(count)
         ]
-        self._broadcasts = Broadcasts()
+        self._consent = Consent(self._replace)
+        self._look_due = inf
         self._strikes = Strikes(self._limits.quarantine_deaths, self._limits.quarantine_seconds)
         self._quarantined: dict[str, str] = {}
         self._memory_kills = memory_kills()
@@ -176,8 +186,8 @@ class Supervisor:
         if now >= self._tick + TICK_SECONDS:
             # By turns of this loop, not by the clock: a machine that slept stopped them both.
             self._watch(now)
-            self._broadcasts.late(now)
             self._tick = now
+        self._follow(now)
         if self._leave_by is not None:
             if now >= self._leave_by:
                 log("warning", "workers that did not leave were killed")
@@ -195,6 +205,7 @@ class Supervisor:
         wake_at = self._tick + TICK_SECONDS
         if self._leave_by is None:
             wake_at = min([wake_at, *(w.due for w in self._workers if w.state is State.WAITING)])
+            wake_at = min(wake_at, self._look_due)
         poll.poll(max(0.0, wake_at - now) * 1000 + 1)
         try:
             while self._wake[0].recv(1 << 10):
@@ -238,7 +249,7 @@ class Supervisor:
     def _become(self, worker: Worker, sock: socket.socket, supervisor: int) -> NoReturn:
         """From here on this process is the worker; nothing of the supervisor's may run in it."""
         code = 1
-        channel = Channel(sock, self._broadcasts.kept)
+        channel = Channel(sock)
         try:
             settle(supervisor, worker.number, worker.row, HANDLED)
             for end in self._wake:
@@ -256,10 +267,13 @@ class Supervisor:
                     worker.sockets,
                     worker.row,
                     self._counters,
+                    self._shelf,
+                    self._consent.lineup,
                     channel,
                     dict(self._quarantined),
                     self._strikes.apart(time.monotonic()),
                     successor=worker.lives > 0,
+                    withdrawn=worker.withdrawn,
                 )
             )
         except (ModelRefused, ConfigError, ModuleNotFoundError) as error:
@@ -288,19 +302,19 @@ class Supervisor:
 
     def _heard(self, worker: Worker, line: Line, message: Message) -> None:
         match message["kind"]:
+            case "loaded":
+                self._consent.loaded(worker.number, line, message["lineup"])
             case "ready":
                 self._is_ready(worker, message["models"])
             case "failed":
                 worker.refused = message
             case "ask":
-                self._broadcasts.ask(line, message, self._lines(), time.monotonic())
+                self._consent.ask(worker.number, message)
             case "reply":
-                self._broadcasts.reply(worker.number, message)
-            case "forget":
-                self._broadcasts.forget(message["key"])
+                self._consent.reply(worker.number, message)
 
     def _is_ready(self, worker: Worker, models: list[Message]) -> None:
-        worker.state = State.READY
+        worker.state, worker.withdrawn = State.READY, False
         now = time.monotonic()
         if worker.lives > 1:
             log(
@@ -312,6 +326,8 @@ class Supervisor:
             )
         if not self._announced and all(w.state is State.READY for w in self._workers):
             self._announced = True
+            if pause := self._settings.repository.poll_seconds:
+                self._look_due = now + pause
             secure = "s" if self._settings.tls.certificate else ""
             address = url(worker.sockets["http"], f"http{secure}")
             if "grpc" in worker.sockets:
@@ -344,11 +360,12 @@ class Supervisor:
     def _buried(self, worker: Worker, code: int) -> None:
         """A worker has ended: by a signal where `code` is negative."""
         self._listen(worker)  # its last words
-        self._broadcasts.died(worker.number)
+        self._consent.died(worker.number)
         if worker.line:
             worker.line.close()
         now = time.monotonic()
         lived, worker.died = now - worker.began, now
+        was_ready = worker.state is State.READY
         worker.pid, worker.line, worker.state = 0, None, State.WAITING
         if self._leave_by is not None:
             return
@@ -358,6 +375,16 @@ class Supervisor:
             log("error", "worker cannot serve", worker=worker.number, why=worker.refused["error"])
         sent = self._report(worker, code, lived, now)
         worker.due = now + worker.backoff.delay(lived, sent)
+        if not was_ready:
+            self._withdraw(worker)
+
+    def _withdraw(self, worker: Worker) -> None:
+        """Leave the clients of a worker that does not come back to the others."""
+        if not worker.withdrawn and any(w.state is State.READY for w in self._workers):
+            worker.withdrawn = True
+            log("error", "worker does not come back: others take its clients", worker=worker.number)
+            for sock in worker.sockets.values():
+                withdraw(sock)
 
     def _give_up(self, worker: Worker, code: int) -> None:
         """Raise what ended a first worker, where the next one would fare no better."""
@@ -416,6 +443,7 @@ class Supervisor:
             f"{self._limits.quarantine_seconds:g} s while it was being opened or run, last: {why}"
         )
         self._quarantined[key] = reason
+        self._consent.quarantined(key, reason)
         log("error", "model quarantined", model=key, reason=reason)
         for line in self._lines().values():
             line.send({"kind": "quarantine", "key": key, "reason": reason})
@@ -436,6 +464,18 @@ class Supervisor:
                 worker.aborted = now
                 os.kill(worker.pid, signal.SIGABRT)
 
+    def _follow(self, now: float) -> None:
+        """Have the folder looked at, where it is to be followed and its time has come."""
+        if now >= self._look_due:
+            self._look_due = now + self._settings.repository.poll_seconds
+            if self._consent.idle:
+                self._consent.refresh()
+
+    def _replace(self, number: int) -> None:
+        """Have a worker leave, for another in its place."""
+        if pid := self._workers[number].pid:
+            os.kill(pid, signal.SIGTERM)
+
     # Leaving
 
     def _signalled(self, number: int, frame: FrameType | None) -> None:
@@ -455,7 +495,7 @@ class Supervisor:
         """Tell all workers; they take what is left of the way by themselves."""
         settings = self._settings
         patience = settings.notice_seconds + settings.drain_seconds + LEAVE_SECONDS
-        self._leave_by = time.monotonic() + patience
+        self._leave_by, self._look_due = time.monotonic() + patience, inf
         for worker in self._workers:
             for sock in worker.sockets.values():
                 sock.close()  # or clients would queue here when the worker has closed its own

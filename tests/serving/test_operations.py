@@ -30,7 +30,7 @@ from serving import errors, families
 from serving.call import OUTCOMES, Call
 from serving.cells import FAILED, STATES
 from serving.proto.inference import INFERENCE, message
-from serving.repository import State
+from serving.slot import State
 from tests.serving.bundles import digits_rows, make_bundle
 from tests.serving.graphs import LOOPS_ALLOWED, make_counting_bundle
 from tests.serving.live import Live, tensor

@@ -17,8 +17,9 @@ from serving.changes import Changes
 from serving.config import RuntimeSettings, Settings
 from serving.errors import ModelRefused, NotReady
 from serving.model import load
-from serving.repository import Repository, State
+from serving.repository import Repository
 from serving.self_test import examine
+from serving.slot import State
 from tests.serving.bundles import make_bundle
 from tests.serving.graphs import LOOPS_ALLOWED, make_counting_bundle, make_moody_bundle
 from tests.serving.live import Live, tensor
@@ -84,13 +85,14 @@ def test_a_doubted_model_can_be_loaded_anew_and_unloaded(tmp_path: Path) -> None
         slot, model = repository.get("moody")
         await examine(slot)
         assert slot.doubted is model
-        (fresh,) = await changes.load("moody")
+        await changes.alone({"do": "load", "model": "moody", "version": None})
+        fresh = repository.of("moody")[1]
         assert fresh is not slot and fresh.state is State.READY
         await asyncio.sleep(0.05)
         assert slot.doubted is None and slot.state is State.UNLOADED
         await examine(fresh)
         assert fresh.doubted
-        await changes.unload("moody")
+        await changes.alone({"do": "unload", "model": "moody", "version": None})
         assert fresh.doubted is None and fresh.model is None and fresh.state is State.UNLOADED
         await examine(fresh)  # gone is gone
         assert fresh.state is State.UNLOADED
