@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import resource
+import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -26,7 +30,7 @@ from tests.serving.bundles import (
     make_endless_bundle,
 )
 from tests.serving.live import Live, tensor
-from tests.serving.test_control import change
+from tests.serving.test_control import change, index, with_ballast
 
 DIGITS = "/v2/models/digits-test/infer"
 DIVISION = "/v2/models/division/infer"
@@ -208,14 +212,16 @@ def test_the_next_content_of_a_quarantined_version_gets_a_chance(
     """What is quarantined is these bytes under this name, not the name."""
     make_bundle(tmp_path / "r" / "digits-test" / "1")
     make_division_bundle(tmp_path / "r" / "division" / "1", fatal=True)
-    server = start(tmp_path / "r")
-    for path in (tmp_path / "r" / "division" / "1").iterdir():
-        path.unlink()
-    (tmp_path / "r" / "division" / "1").rmdir()
+    server = start(tmp_path / "r", "--control-port", "0")
+    status, told = change(server, "load", "division")
+    assert status == 400 and "quarantined" in told["error"]
+    shutil.rmtree(tmp_path / "r" / "division" / "1")
     make_division_bundle(tmp_path / "r" / "division" / "1")
     back = len(events(server, "worker is back"))
     os.kill(server.workers()[0], signal.SIGKILL)
     until(lambda: len(events(server, "worker is back")) > back)
+    assert divide(server, 7, 2)[0] == 503  # type: ignore[index]  # nobody asked for another
+    assert change(server, "load", "division")[0] == 200
     assert divide(server, 7, 2)[0] == 200  # type: ignore[index]
 
 
@@ -294,9 +300,123 @@ def test_a_worker_that_will_not_leave_is_killed(start: Start, bundle: Path) -> N
 # Changes
 
 
-def versions(server: Live) -> list[str]:
-    """What the workers answer with, over enough connections to have met all of them."""
-    return sorted({server.json("POST", DIGITS, BODY)[1].get("model_version") for _ in range(24)})
+def answering(server: Live, path: str = DIGITS, times: int = 24) -> set[tuple[int, str, str]]:
+    """(status, version, bundle) of answers, over enough connections to have met all workers."""
+    found = set()
+    for _ in range(times):
+        status, answer = server.json("POST", path, BODY)
+        bundle = answer.get("parameters", {}).get("bundle", answer.get("error"))
+        found.add((status, answer.get("model_version", ""), bundle))
+    return found
+
+
+def kill(server: Live, pid: int) -> None:
+    """Kill a worker and wait for its successor."""
+    back = len(events(server, "worker is back"))
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: len(events(server, "worker is back")) > back)
+
+
+def test_successors_serve_what_the_others_do_whatever_the_folder_holds(
+    start: Start, tmp_path: Path
+) -> None:
+    digests = {n: make_bundle(tmp_path / "r" / "digits-test" / n) for n in ("1", "2")}
+    make_bundle(tmp_path / "r" / "other" / "1")
+    server = start(tmp_path / "r", "--workers", "2", "--control-port", "0")
+    assert change(server, "unload", version="2")[0] == 200
+    served = {(200, "1", digests["1"])}
+    assert answering(server) == served
+    graph = tmp_path / "r" / "digits-test" / "1" / "model.onnx"
+    whole = graph.read_bytes()
+    graph.write_bytes(whole[: len(whole) // 2])  # a copy under way, into the very file
+    make_bundle(tmp_path / "r" / "digits-test" / "3", digits_graph(seed=3))
+    make_bundle(tmp_path / "r" / "other" / "1", digits_graph(seed=4))
+    over, seen = threading.Event(), set()
+
+    def ask() -> None:
+        while not over.is_set():
+            with suppress(ConnectionError):
+                seen.update(answering(server, times=1))
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    kill(server, server.workers()[0])
+    shutil.rmtree(tmp_path / "r" / "digits-test")
+    kill(server, server.workers()[0])
+    shutil.rmtree(tmp_path / "r")
+    kill(server, server.workers()[0])
+    over.set()
+    asking.join()
+    assert seen == served == answering(server)
+    assert {s for s, *_ in answering(server, "/v2/models/digits-test/versions/2/infer")} == {404}
+    assert {s for s, *_ in answering(server, "/v2/models/digits-test/versions/3/infer")} == {404}
+    assert len(answering(server, "/v2/models/other/infer")) == 1
+    assert server.json("GET", "/v2/health/ready")[0] == 200
+    assert "model failed" not in server.told() and "missing" not in server.told()
+
+
+def test_a_single_bundle_outlives_its_folder(start: Start, tmp_path: Path) -> None:
+    make_bundle(tmp_path / "bundle")
+    server = start(tmp_path / "bundle")
+    expected = server.json("POST", DIGITS, BODY)
+    shutil.rmtree(tmp_path / "bundle")
+    kill(server, server.workers()[0])
+    assert server.json("POST", DIGITS, BODY) == expected
+
+
+def test_a_bundle_that_cannot_be_had_takes_nothing_else_along(start: Start, tmp_path: Path) -> None:
+    """Neither kept, for want of room, nor in its folder: the rest serves, and it is loud."""
+    make_bundle(tmp_path / "r" / "digits-test" / "1")
+    make_bundle(tmp_path / "r" / "large" / "1", digits_graph(seed=2))
+    server = start(tmp_path / "r", "--control-port", "0")
+    (pid,) = server.workers()
+    for file in Path(f"/proc/{server.process.pid}/fd").iterdir():
+        if "/#" in str(file.readlink()) or "slipway-shelf" in str(file.readlink()):
+            os.truncate(file, 0)  # as if the disk had lost it
+    shutil.copytree(tmp_path / "r" / "large" / "1", tmp_path / "good")
+    shutil.rmtree(tmp_path / "r" / "large" / "1")
+    kill(server, pid)
+    assert server.json("POST", DIGITS, BODY)[0] == 200
+    status, told = server.json("POST", "/v2/models/large/infer", BODY)
+    assert status == 503 and "cannot be had" in told["error"]
+    assert events(server, "model missing in this worker")[0]["model"] == "large"
+    metrics = server.ask("GET", "/metrics")[2].decode()
+    assert 'slipway_model_state{model="large",version="1",state="failed"} 1' in metrics
+    assert server.json("GET", "/v2/models/large/ready")[0] == 503
+    shutil.copytree(tmp_path / "good", tmp_path / "r" / "large" / "1")
+    assert change(server, "load", "large")[0] == 200
+    assert server.json("POST", "/v2/models/large/infer", BODY)[0] == 200
+
+
+def test_the_clients_of_a_worker_that_does_not_come_back_go_to_others(
+    start: Start, bundle: Path
+) -> None:
+    server = start(bundle, "--workers", "2")
+    survivor, over = server.workers()[1], threading.Event()
+
+    def haunt() -> None:
+        while not over.is_set():
+            for pid in server.workers():
+                if pid != survivor:
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.02)
+
+    haunting = threading.Thread(target=haunt)
+    haunting.start()
+    until(lambda: events(server, "worker does not come back: others take its clients"))
+    began = time.monotonic()
+    assert {status for status, *_ in answering(server, times=40)} == {200}
+    assert time.monotonic() - began < 5
+    over.set()
+    haunting.join()
+    until(lambda: events(server, "worker is back"))
+    os.kill(survivor, signal.SIGSTOP)
+    socks = [server.socket() for _ in range(16)]
+    for sock in socks:
+        sock.sendall(b"GET /v2/health/ready HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    time.sleep(0.3)
+    os.kill(survivor, signal.SIGCONT)
+    assert all(b" 200 OK" in sock.recv(1000) for sock in socks)  # and it has its part of them
 
 
 def test_a_change_reaches_all_workers_and_those_that_come_later(
@@ -304,37 +424,91 @@ def test_a_change_reaches_all_workers_and_those_that_come_later(
 ) -> None:
     make_bundle(tmp_path / "r" / "digits-test" / "1")
     server = start(tmp_path / "r", "--workers", "2", "--control-port", "0")
+
+    def versions() -> list[str]:
+        return sorted(version for _, version, _ in answering(server))
+
     make_bundle(tmp_path / "r" / "digits-test" / "2", digits_graph(seed=2))
-    assert versions(server) == ["1"]
+    assert versions() == ["1"]
     status, told = change(server, "load")
     assert status == 200 and [v["version"] for v in told["versions"]] == ["1", "2"]
-    assert versions(server) == ["2"]
+    assert versions() == ["2"]
     assert change(server, "unload", version="2")[0] == 200
-    assert versions(server) == ["1"]
-    for n in (1, 2):  # the folder has version 2; only what was asked for keeps it away
-        os.kill(server.workers()[0], signal.SIGKILL)
-        until(lambda n=n: len(events(server, "worker is back")) == n)
-        assert versions(server) == ["1"]
+    assert versions() == ["1"]
+    for _ in range(2):  # the folder has version 2; only what was asked for keeps it away
+        kill(server, server.workers()[0])
+        assert versions() == ["1"]
     assert change(server, "load")[0] == 200
-    assert versions(server) == ["2"]
-    os.kill(server.workers()[0], signal.SIGKILL)
-    until(lambda: len(events(server, "worker is back")) == 3)
-    assert versions(server) == ["2"]
+    assert versions() == ["2"]
+    kill(server, server.workers()[0])
+    assert versions() == ["2"]
 
 
-def test_a_load_that_one_worker_cannot_answer_is_told(start: Start, tmp_path: Path) -> None:
+def test_a_load_that_one_worker_has_no_memory_for_changes_none(
+    start: Start, tmp_path: Path
+) -> None:
+    old = make_bundle(tmp_path / "r" / "digits-test" / "1")
+    server = start(tmp_path / "r", "--workers", "2", "--control-port", "0")
+    graph = digits_graph(seed=2)
+    with_ballast(graph, np.random.default_rng(0).normal(size=16 << 20).astype(np.float32))
+    new = make_bundle(tmp_path / "r" / "digits-test" / "2", graph)
+    poor = server.workers()[1]
+    pages = int(Path(f"/proc/{poor}/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + (48 << 20)
+    before = resource.prlimit(poor, resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+    for _ in range(3):  # planned by the poor one, or by the other
+        status, told = change(server, "load")
+        assert status == 400 and "memory" in told["error"], told
+        assert answering(server) == {(200, "1", old)}
+    state, reason = index(server)["digits-test", "2"]
+    assert state == "UNAVAILABLE" and reason
+    resource.prlimit(poor, resource.RLIMIT_AS, before)
+    assert change(server, "load")[0] == 200
+    assert answering(server) == {(200, "2", new)}
+    assert server.workers()[1] == poor
+
+
+def test_workers_that_die_while_models_change_leave_no_mixture(
+    start: Start, tmp_path: Path
+) -> None:
+    digests = [make_bundle(tmp_path / str(seed), digits_graph(seed)) for seed in range(5)]
+    place = tmp_path / "r" / "digits-test" / "1"
+    place.parent.mkdir(parents=True)
+    shutil.copytree(tmp_path / "0", place)
+    server = start(tmp_path / "r", "--workers", "2", "--control-port", "0")
+    dice = random.Random(0)
+
+    def load() -> None:
+        with suppress(ConnectionError):  # the worker that was asked may be the one that dies
+            change(server, "load")
+
+    for seed in range(1, 5):
+        shutil.rmtree(place)
+        shutil.copytree(tmp_path / str(seed), place)
+        loading = threading.Thread(target=load)
+        loading.start()
+        time.sleep(dice.uniform(0, 0.03))
+        kill(server, dice.choice(server.workers()))
+        loading.join()
+        ((status, _, bundle),) = answering(server)  # the old one or the new one, of all alike
+        assert status == 200 and bundle in digests[: seed + 1]
+    assert change(server, "load")[0] == 200
+    assert answering(server) == {(200, "1", digests[4])}
+
+
+def test_a_load_that_kills_is_told_and_given_up(start: Start, tmp_path: Path) -> None:
+    """One worker tries it; the other, which passes on the answer, serves as it did."""
     make_bundle(tmp_path / "r" / "digits-test" / "1")
     server = start(tmp_path / "r", "--workers", "2", "--control-port", "0", "--drain", "1")
     make_division_bundle(tmp_path / "r" / "division" / "1", fatal=True)
-    answer: list[Any] = []
-    with suppress(ConnectionError):  # the worker that was asked may be the one that dies
-        answer.append(change(server, "load", "division"))
-    assert not answer or (answer[0][0] == 503 and "the worker died" in answer[0][1]["error"])
-    until(lambda: events(server, "model quarantined"))
+    for n in range(3):
+        status, told = change(server, "load", "division")
+        assert status == 503 and "the worker died" in told["error"]
+        until(lambda n=n: len(events(server, "worker is back")) == n + 1)
+        assert {status for status, *_ in answering(server)} == {200}
     assert events(server, "model quarantined")[0]["model"].startswith("division/1@")
-    until(lambda: len(events(server, "worker is back")) >= 2)
-    for _ in range(10):
-        assert server.json("POST", DIGITS, BODY)[0] == 200
+    status, told = change(server, "load", "division")
+    assert status == 400 and "quarantined" in told["error"]
 
 
 def test_one_page_of_numbers_for_all_workers(start: Start, bundle: Path) -> None:
