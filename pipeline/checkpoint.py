@@ -35,10 +35,14 @@ def save_weights(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
 
 
 def load_weights(path: Path) -> dict[str, torch.Tensor]:
-    """What `save_weights` wrote."""
+    """What `save_weights` wrote. Raises `SafetensorError` naming the file."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    return load_file(path)
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise SafetensorError(f"{path}: damaged ({error}); run `dvc repro`") from error
 
 
 def _atomically(path: Path, write: Callable[[Path], None]) -> None:

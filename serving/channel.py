@@ -146,6 +146,9 @@ class Channel:
 
     async def ask(self, message: Message) -> Message:
         """`{"answer": ...}` to a change in all workers, or why there was none: `error`, `failure`."""
+        if not self._ready.is_set():
+            told = "the server is starting; nothing can be changed now"
+            return {"error": told, "failure": "NotReady"}
         number = next(self._numbers)
         future: asyncio.Future[Message] = self._loop.create_future()
         self._asked[number] = future

@@ -29,8 +29,9 @@ from serving.rpc_standard import Health, Reflection
 CANCEL_SECONDS = 0.2
 """How long calls that were cut off have to end."""
 
-GRACE_SECONDS, QUIET_SECONDS = 0.5, 0.1
-"""How long, and until which silence, calls are still refused in words when leaving.
+LOOK_SECONDS, LOOKS, QUIET_LOOKS = 0.01, 50, 10
+"""How often, how many times at most, and until how many times nobody came it is looked, when
+leaving, for calls that are on their way. Turns of the loop, not the clock: it may have stood still.
 
 Once grpc is told to stop, it cuts off whoever calls, and clients see a call cancelled that they
 could have made elsewhere.
@@ -103,12 +104,17 @@ class RpcServer:
         if self._listener is None:
             return True
         began = time.monotonic()
-        grace = began + min(GRACE_SECONDS, seconds / 2)
-        inference.last_refused = began
-        while (now := time.monotonic()) < grace and now < inference.last_refused + QUIET_SECONDS:
-            await asyncio.sleep(0.01)
+        looks = quiet = 0
+        while looks < LOOKS and quiet < QUIET_LOOKS and time.monotonic() < began + seconds / 2:
+            late = inference.late
+            await asyncio.sleep(LOOK_SECONDS)
+            looks, quiet = looks + 1, quiet + 1 if inference.late == late else 0
+        now = time.monotonic()
         left = max(began + seconds - now, 0)
-        await self._listener.stop(left)  # comes back earlier where nothing is left
+        stopping = asyncio.ensure_future(self._listener.stop(left))  # done as soon as nothing is left
+        await asyncio.sleep(LOOK_SECONDS)  # every connection is told by then
+        inference.closed.set()
+        await stopping
         clean = time.monotonic() - now < left
         await self._calls.ended(CANCEL_SECONDS)
         self._calls.books.close(FLUSH_SECONDS)

@@ -27,8 +27,9 @@ INFER, STREAM = f"/{INFERENCE}/ModelInfer", f"/{INFERENCE}/ModelStreamInfer"
 class Inference:
     """ModelInfer and ModelStreamInfer. `pipelined`: requests of one stream that may wait.
 
-    Once `leaving` is set, new calls are refused, open streams end after what they had been sent,
-    and `last_refused` says when, by `time.monotonic`, somebody was last told to go.
+    Once `leaving` is set, open streams end after what they had been sent, and new calls are refused:
+    `late` counts them, and they are told when `closed` is set. Told at once, whoever asks again
+    does so through a closing door, where grpc cuts calls off without a word.
     """
 
     def __init__(self, plane: DataPlane, calls: Calls, pipelined: int) -> None:
@@ -37,16 +38,21 @@ class Inference:
         self._pipelined = pipelined
         self._reader = Reader()
         self.leaving = asyncio.Event()
-        self.last_refused = 0.0
+        self.closed = asyncio.Event()
+        self.late = 0
 
-    def infer(self, payload: bytes, asked: Unary) -> Cancellable:
+    def infer(self, payload: bytes, asked: Unary) -> Cancellable | Awaitable[bytes]:
         """ModelInfer."""
         if self.leaving.is_set():
-            self.last_refused = time.monotonic()
-            raise errors.NotReady("the server is leaving; ask again in a moment")
+            return self._refused()
         if asked.incoming.time_remaining() <= 0:
             raise errors.DeadlineExceeded("the deadline had passed when the request came")
         return self._submit(payload, asked.call, asked.reply)
+
+    async def _refused(self) -> bytes:
+        self.late += 1
+        await self.closed.wait()
+        raise errors.NotReady("the server is leaving; ask again in a moment")
 
     def _submit(self, payload: bytes, call: Call, reply: Reply) -> Cancellable:
         """Have a request answered, later; what comes back takes it out of the queue."""

@@ -41,6 +41,8 @@ def stage(run: Callable[[Experiment, Layout], None]) -> click.Command:
             run(chosen(experiment), Layout(experiment))
         except ConfigError as error:
             fail(placed(str(error), experiment), 2)
+        except MemoryError as error:
+            fail(f"there is not enough memory for {experiment} here: {error}".rstrip(": "), 1)
         except Exception as error:
             if not isinstance(error, _foreseen()):
                 raise

@@ -93,14 +93,17 @@ def _replay_golden(session: Session, layout: Layout, proven: Proof) -> None:
 
 def _answers_of(layout: Layout, model: ModelProto) -> dict[str, np.ndarray]:
     """Torch's answers. Raises `StageError` where they, or the graph, are of other weights."""
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
     from safetensors.numpy import load_file
 
     from pipeline.bundle.manifest import sha256
 
     weights = sha256(layout.weights.read_bytes())
-    with safe_open(layout.answers, "np") as answers:
-        said = (answers.metadata() or {}).get("weights")
+    try:
+        with safe_open(layout.answers, "np") as answers:
+            said = (answers.metadata() or {}).get("weights")
+    except SafetensorError as error:
+        raise StageError(f"{layout.answers}: damaged ({error}); run `dvc repro`") from error
     exported = {entry.key: entry.value for entry in model.metadata_props}.get("slipway.weights")
     for path, found in ((layout.answers, said), (layout.graph, exported)):
         if found != weights:

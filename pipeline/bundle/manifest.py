@@ -359,6 +359,8 @@ def _read_regular(path: Path, limit: int) -> bytes:
             return file.read(limit + 1)
     except OSError as error:
         raise BundleError(f"{path}: cannot be read: {error.strerror}") from error
+    except MemoryError as error:
+        raise BundleError(f"{path}: there is not enough memory to read it") from error
 
 
 def _read_lineage(folder: Path, found: Mapping[str, os.stat_result]) -> dict[str, Any] | None:

@@ -53,7 +53,7 @@ class Workers(click.ParamType[int | str]):
 @click.option(
     "--workers",
     type=Workers(),
-    help="Processes that serve; auto: as many as the cores allow.  [default: 1]",
+    help="Processes that serve; auto, or 0: as many as the cores allow.  [default: 1]",
 )
 @click.option("--threads", type=int, help="Threads within one operator.  [default: 1]")
 @click.option(

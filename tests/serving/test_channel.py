@@ -258,6 +258,8 @@ def test_whom_nobody_waits_for_and_who_asks_alone() -> None:
         server.workers[0].plan = {**PLAN, "answer": big}
         assert (await server.workers[0].channel.ask(LOAD))["answer"] == big
         assert server.workers[0].steps == ["plan", "prepare", "commit"]
+        starting = await server.workers[1].channel.ask(LOAD)
+        assert "starting" in starting["error"] and starting["failure"] == "NotReady"
 
     run(test)
 

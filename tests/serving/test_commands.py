@@ -23,6 +23,7 @@ from pipeline.bundle.decode.image import ImageDecoder
 from pipeline.bundle.manifest import read
 from tests.serving.bundles import answers, digits_graph, make_bundle, make_series_bundle
 from tests.serving.live import ROOT, Live
+from tests.serving.test_control import with_ballast
 
 DECODER = ImageDecoder(height=8, width=8, channels=1)
 
@@ -316,6 +317,33 @@ def test_verify(bundle: Path, tmp_path: Path) -> None:
         assert damaged.exit_code == 1 and "model.onnx" in damaged.stderr
     cuda = slipway("verify", bundle, "--provider", "require")
     assert cuda.exit_code == 1 and "serve-cuda" in cuda.stderr
+
+
+POOR = """
+import resource, sys
+from pathlib import Path
+import serving.model
+from pipeline import cli
+now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (now + (int(sys.argv[2]) << 20),) * 2)
+cli.main(["verify", sys.argv[1]])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="as Linux limits memory")
+def test_a_model_too_large_for_the_memory_is_one_line(tmp_path: Path) -> None:
+    graph = digits_graph()
+    with_ballast(graph, np.random.default_rng(0).normal(size=16 << 20).astype(np.float32))
+    make_bundle(tmp_path / "b", graph)
+    for spare in (40, 100, 150):  # MiB: not even read; not parsed; not opened, of 64 MiB of weights
+        done = subprocess.run(
+            [sys.executable, "-c", POOR, tmp_path / "b", str(spare)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 1 and "memory" in done.stderr, (spare, done)
+        assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
 
 
 # The table of commands

@@ -496,7 +496,7 @@ def test_leaving_is_not_serving_first_and_finishes_what_was_begun(
 
 
 def test_leaving_under_load_loses_no_call(start: Start, bundle: Path) -> None:
-    """What was taken on is answered; what was not comes back as unavailable, never as half."""
+    """What was taken on is answered; what was not comes back as unavailable, however often."""
     server = start(bundle, "--grpc-port", "0")
     codes: list[str] = []
     answered = [0]
@@ -508,7 +508,9 @@ def test_leaving_under_load_loses_no_call(start: Start, bundle: Path) -> None:
                     own.infer(DIGITS)
                 except grpc.RpcError as error:
                     codes.append(error.code().name)
-                    return
+                    if "leaving" not in error.details():
+                        return
+                    continue
                 answered[0] += 1
 
     clients = [threading.Thread(target=client) for _ in range(6)]
@@ -518,7 +520,7 @@ def test_leaving_under_load_loses_no_call(start: Start, bundle: Path) -> None:
     assert server.stop() == 0
     for thread in clients:
         thread.join(20)
-    assert codes == ["UNAVAILABLE"] * 6 and answered[0] > 20
+    assert set(codes) == {"UNAVAILABLE"} and len(codes) >= 6 and answered[0] > 20
     assert "cut off" not in server.told() and "Traceback" not in server.told()
     lines = [json.loads(line) for line in server.out.read_text().splitlines()]
     good = [x for x in lines if x["path"].endswith("ModelInfer") and x["status"] == "OK"]

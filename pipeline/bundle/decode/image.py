@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from collections.abc import Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -79,12 +81,21 @@ class ImageDecoder(Fit, DecoderSettings):
 Settings = ImageDecoder
 
 
+@cache
+def _our_own_limit() -> None:
+    """Have Pillow say nothing of large pictures: `MAX_PIXELS` refuses them, and smaller ones."""
+    from PIL import Image
+
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+
+
 def decode(
     decoder: ImageDecoder, payload: bytes, _files: Mapping[str, bytes], invert: bool
 ) -> np.ndarray:
     """uint8 `[height, width, channels]`. Raises `DecodeError`."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
+    _our_own_limit()
     try:
         with Image.open(io.BytesIO(payload), formats=PICTURE_FORMATS) as file:
             if file.width * file.height > MAX_PIXELS:

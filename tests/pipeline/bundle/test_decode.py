@@ -247,6 +247,27 @@ def test_a_picture_beyond_pillows_own_limit_is_refused():
 
 
 ROOT = Path(__file__).parents[3]
+LARGE = """
+import io
+from PIL import Image
+from pipeline.bundle.decode import DecodeError, ImageDecoder, decode
+buffer = io.BytesIO()
+Image.new("1", (10_000, 9_000)).save(buffer, "PNG")
+try:
+    decode(ImageDecoder(height=8, width=8, channels=1), buffer.getvalue())
+except DecodeError as error:
+    print(error)
+"""
+
+
+def test_a_large_picture_is_refused_in_our_words_alone():
+    """Pillow would warn of it on standard error, where a server's log is."""
+    done = subprocess.run(
+        [sys.executable, "-W", "default", "-c", LARGE], cwd=ROOT, capture_output=True, text=True
+    )
+    assert f"10000x9000 pixels; at most {MAX_PIXELS}" in done.stdout and done.stderr == ""
+
+
 LONG = """
 import io
 from PIL import Image
