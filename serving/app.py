@@ -33,9 +33,9 @@ from serving.rest import Rest
 from serving.self_test import keep_testing
 from serving.shelf import Shelf
 from serving.slot import State
-from serving.supervisor import Place
 from serving.telemetry import log
 from serving.tls import Certificates, files
+from serving.worker import Place
 
 if TYPE_CHECKING:
     from serving.rpc import RpcServer

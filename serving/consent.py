@@ -51,6 +51,7 @@ class Consent:
 
     def __init__(self, replace: Callable[[int], None]) -> None:
         self.lineup: Message | None = None
+        self._changed = False
         self._replace = replace
         self._lines: dict[int, Line] = {}
         self._waiting: deque[Change] = deque()
@@ -62,10 +63,19 @@ class Consent:
         """Whether no change is on its way."""
         return self._now is None and not self._waiting
 
-    def loaded(self, worker: int, line: Line, lineup: Message) -> None:
-        """A worker has loaded `lineup`. The first one's is everybody's; it is told which holds."""
+    def loaded(self, worker: int, line: Line, lineup: Message, found: bool) -> None:
+        """A worker has loaded `lineup`, which it `found` in the folder, or was given.
+
+        The first one's is everybody's, with what later ones found and it could not load. The worker
+        is told what holds.
+        """
         if self.lineup is None:
             self.lineup = lineup
+        elif found and not self._changed:
+            better = {_place(told): told for told in lineup["versions"] if told["state"] == "ready"}
+            for standing in self.lineup["versions"]:
+                if standing["state"] == "failed":
+                    standing |= better.get(_place(standing), {})
         line.send({"kind": "lineup", "lineup": self.lineup})
         self._lines[worker] = line
 
@@ -84,6 +94,7 @@ class Consent:
         for standing in (self.lineup or {"versions": []})["versions"]:
             if standing["key"] == key:
                 standing |= {"state": "failed", "reason": reason}
+                self._changed = True
 
     def reply(self, worker: int, message: Message) -> None:
         """A worker's answer to a step."""
@@ -150,7 +161,7 @@ class Consent:
         else:
             if failure:
                 log("error", "models were not changed", change=change.message, why=failure["error"])
-            self.lineup = plan["otherwise" if failure else "lineup"]
+            self.lineup, self._changed = plan["otherwise" if failure else "lineup"], True
             self._send("commit", {"lineup": self.lineup})
 
     def _end(self, change: Change, answer: Message) -> None:
@@ -165,3 +176,7 @@ class Consent:
         if worker in self._lines:  # else it is dead, and its successor will be told
             log("error", "a worker did not change with the rest", worker=worker, why=error)
             self._replace(worker)
+
+
+def _place(standing: Message) -> tuple[str, int]:
+    return standing["name"], standing["version"]

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections import defaultdict, deque
 from collections.abc import Sequence
 
@@ -32,6 +33,23 @@ class Backoff:
         if self._deaths == 1:
             return 0.0
         return min(LONGEST_DELAY, FIRST_DELAY * 2.0 ** (self._deaths - 2))
+
+
+def cause(number: int, outside: bool, stuck: bool, out_of_memory: bool) -> tuple[str, bool]:
+    """(why a worker died, whether somebody sent it): `number` is the signal, 0 or less for none.
+
+    `outside` says that it saw the signal come from another process; `out_of_memory` that the kernel
+    has killed for want of memory since the last death.
+    """
+    if stuck:
+        return "stuck", False
+    if outside:
+        return "signalled", True
+    if number <= 0:
+        return "ended", number == 0
+    if number == signal.SIGKILL:
+        return ("out of memory", False) if out_of_memory else ("signalled", True)
+    return ("signalled", True) if number == signal.SIGTERM else ("crashed", False)
 
 
 class Strikes:

@@ -9,11 +9,13 @@ are the kernel's and end with their holder.
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import json
 import mmap
 import os
 import struct
+import sys
 import threading
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -27,6 +29,7 @@ PAGE = mmap.PAGESIZE
 HEAD = struct.Struct("<QQ64s")
 """Bytes of room after the page of this head, bytes that are in it, and whose they are."""
 
+KEEP_SIZE, PUNCH_HOLE = 1, 2
 LENGTH = struct.Struct("<Q")
 PIECE = 1 << 30
 """Bytes handed to the kernel at once; it takes no more than two thousand million."""
@@ -123,14 +126,22 @@ class Shelf:
         """Have a block count as room, and give its pages back where the file system can."""
         with suppress(OSError):
             self._write(block.start, [_head(block.room, 0, "")])
-            os.ftruncate(self._file, max(os.fstat(self._file).st_size, block.end))
-            with mmap.mmap(self._file, block.room, offset=block.start + PAGE) as pages:
-                pages.madvise(mmap.MADV_REMOVE)
+            _punch(self._file, block.start + PAGE, block.room)
 
 
 def mark_of(bundle: Bundle) -> str:
     """What tells a bundle with its lineage apart from all others."""
     return sha256(f"{bundle.digest}\n".encode() + canonical_json(bundle.lineage))
+
+
+def _punch(file: int, start: int, size: int) -> None:
+    """Give a file's pages back; where the file system cannot, they are written over later.
+
+    Not by mapping them: whoever closes another descriptor of a file loses the locks on it.
+    """
+    if sys.platform == "linux":
+        where = ctypes.c_int64(start), ctypes.c_int64(size)
+        ctypes.CDLL(None).fallocate(file, KEEP_SIZE | PUNCH_HOLE, *where)
 
 
 def _head(room: int, used: int, mark: str) -> bytes:

@@ -14,16 +14,14 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from enum import Enum
 from math import inf
 from types import FrameType
 from typing import NoReturn
 
 from pipeline.config import ConfigError
-from serving.board import Board, Row
+from serving.board import Board
 from serving.channel import Channel, Closed, Line, Message
 from serving.config import Settings
 from serving.consent import Consent
@@ -31,10 +29,11 @@ from serving.errors import ModelRefused
 from serving.forked import settle
 from serving.host import memory_kills
 from serving.listening import StartError, url, withdraw
-from serving.restarts import Backoff, Strikes
+from serving.restarts import Strikes, cause
 from serving.telemetry import log
 from serving.unnamed import in_memory, on_disk
 from serving.watchdog import STUCK_EXIT
+from serving.worker import Place, State, Work, Worker
 
 TICK_SECONDS = 0.5
 ABORT_SECONDS = 5.0
@@ -48,65 +47,6 @@ UNEXPLAINED_DEATHS = 5
 
 LEAVING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 HANDLED = (*LEAVING, signal.SIGCHLD)
-
-
-class State(Enum):
-    """Where a worker is on its way."""
-
-    WAITING = "waiting"
-    STARTING = "starting"
-    READY = "ready"
-
-
-@dataclass(frozen=True)
-class Place:
-    """What a new worker is given.
-
-    `sockets` are its own listeners by door; `counters` and `shelf` are the descriptors of the files
-    that all workers count in and keep bundles in; `lineup` is what all serve, none at the start;
-    `apart` names models that may not run at the same time, `quarantined` those that stay away, with
-    the reason. `successor` says that it replaces one that died, `withdrawn` that its listeners take
-    no connections until it listens.
-    """
-
-    worker: int
-    workers: int
-    sockets: Mapping[str, socket.socket]
-    row: Row
-    counters: int
-    shelf: int
-    lineup: Message | None
-    channel: Channel
-    quarantined: Mapping[str, str]
-    apart: frozenset[str]
-    successor: bool
-    withdrawn: bool
-
-
-Work = Callable[[Place], int]
-"""What a worker does until its end, in its own process; its exit code."""
-
-
-@dataclass
-class Worker:
-    """One of the workers, through all its lives. Times are of the monotonic clock."""
-
-    number: int
-    sockets: dict[str, socket.socket]
-    row: Row
-    state: State = State.WAITING
-    pid: int = 0
-    line: Line | None = None
-    lives: int = 0
-    began: float = 0.0
-    died: float = 0.0
-    due: float = 0.0
-    beats: int = 0
-    quiet: float = 0.0
-    aborted: float | None = None
-    refused: Message | None = None
-    withdrawn: bool = False
-    backoff: Backoff = field(default_factory=Backoff)
 
 
 def serve(settings: Settings, doors: Mapping[str, Sequence[socket.socket]], work: Work) -> None:
@@ -243,6 +183,7 @@ class Supervisor:
         theirs.close()
         worker.pid, worker.line, worker.state = pid, Line(ours), State.STARTING
         worker.lives += 1
+        worker.looks = self._consent.lineup is None
         worker.began = time.monotonic()
         worker.beats, worker.quiet, worker.aborted, worker.refused = 0, 0.0, None, None
 
@@ -303,7 +244,7 @@ class Supervisor:
     def _heard(self, worker: Worker, line: Line, message: Message) -> None:
         match message["kind"]:
             case "loaded":
-                self._consent.loaded(worker.number, line, message["lineup"])
+                self._consent.loaded(worker.number, line, message["lineup"], worker.looks)
             case "ready":
                 self._is_ready(worker, message["models"])
             case "failed":
@@ -410,18 +351,8 @@ class Supervisor:
         kills, before = memory_kills(), self._memory_kills
         self._memory_kills = kills
         number = worker.row.outside or -code
-        if worker.aborted is not None:
-            why, sent = "stuck", False
-        elif worker.row.outside:
-            why, sent = "signalled", True
-        elif code == STUCK_EXIT:
-            why, sent = "stuck", False
-        elif code >= 0:
-            why, sent = "ended", code == 0
-        elif number == signal.SIGKILL:
-            why, sent = ("out of memory", False) if kills > before else ("signalled", True)
-        else:
-            why, sent = ("signalled", True) if number == signal.SIGTERM else ("crashed", False)
+        stuck = worker.aborted is not None or (code == STUCK_EXIT and not worker.row.outside)
+        why, sent = cause(number, bool(worker.row.outside), stuck, kills > before)
         suspects = worker.row.suspects()
         log(
             "error" if code else "info",

@@ -13,9 +13,14 @@ from serving.channel import Channel, Closed, Line, Message
 from serving.consent import Consent
 from serving.errors import ModelRefused
 
-BEFORE: Message = {"single": None, "versions": [{"key": "m/1@a", "state": "ready", "reason": ""}]}
-AFTER: Message = {"single": None, "versions": [{"key": "m/1@b", "state": "ready", "reason": ""}]}
-FAILED: Message = {"single": None, "versions": [{"key": "m/1@a", "state": "ready", "reason": "no"}]}
+
+def lineup(key: str, state: str, reason: str = "") -> Message:
+    told = {"name": "m", "version": 1, "key": key, "state": state, "reason": reason}
+    return {"single": None, "versions": [told]}
+
+
+BEFORE, AFTER = lineup("m/1@a", "ready"), lineup("m/1@b", "ready")
+FAILED = lineup("m/1@a", "ready", "not by all")
 PLAN = {
     "lineup": AFTER,
     "otherwise": FAILED,
@@ -87,7 +92,7 @@ class Server:
                 for message in messages:
                     match message["kind"]:
                         case "loaded":
-                            self.consent.loaded(n, line, message["lineup"])
+                            self.consent.loaded(n, line, message["lineup"], True)
                         case "ask":
                             self.consent.ask(n, message)
                         case "reply":
@@ -218,6 +223,20 @@ def test_the_first_lineup_is_everybodys() -> None:
         assert await server.workers[0].channel.agree(BEFORE) == AFTER
 
     run(test)
+
+
+def test_what_the_first_could_not_load_another_can() -> None:
+    """Until something changes: what failed then, failed for all."""
+
+    async def test(server: Server) -> None:
+        poor = lineup("m/1@b", "failed", "no memory")
+        assert await server.workers[0].channel.agree(poor) == poor
+        assert await server.workers[1].channel.agree(AFTER) == AFTER
+        server.consent.quarantined("m/1@b", "it kills")
+        (standing,) = (await server.workers[2].channel.agree(AFTER))["versions"]
+        assert standing["state"] == "failed"
+
+    run(test, count=3)
 
 
 def test_nothing_to_do_is_an_answer_and_nothing_fresh_is_not_prepared() -> None:

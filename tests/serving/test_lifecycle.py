@@ -25,8 +25,16 @@ Start = Callable[..., Live]
 
 
 def test_ready_within_two_seconds(start: Start, bundle: Path) -> None:
-    """The best of three: the machine may be busy with something else."""
-    assert min(start(bundle).seconds_to_ready for _ in range(3)) < 2
+    """Seconds that its processes were ready to run, but others had the processor, do not count."""
+    servers = [start(bundle) for _ in range(2)]
+    assert min(server.seconds_to_ready - queued(server) for server in servers) < 2
+
+
+def queued(server: Live) -> float:
+    """Seconds that a server's threads have waited for a processor, as the kernel counts them."""
+    tasks = (Path(f"/proc/{pid}/task") for pid in (server.process.pid, *server.workers()))
+    told = [stat.read_text() for task in tasks for stat in task.glob("*/schedstat")]
+    return sum(int(text.split()[1]) for text in told) / 1e9
 
 
 def test_one_line_says_what_is_served_and_where(start: Start, bundle: Path) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import timeit
 
 import pytest
 
 from serving.board import CELLS, Board, Doing, Run, Suspect, Watch
-from serving.restarts import Backoff, Strikes
+from serving.restarts import Backoff, Strikes, cause
 
 
 def running(*keys: str) -> list[Suspect]:
@@ -27,6 +28,26 @@ def test_delays_grow_to_a_limit_and_start_anew_after_a_long_life() -> None:
 def test_a_death_somebody_sent_costs_no_delay() -> None:
     backoff = Backoff()
     assert [backoff.delay(0.5, sent=True) for _ in range(5)] == [0.0] * 5
+
+
+@pytest.mark.parametrize(
+    ("number", "outside", "stuck", "out_of_memory", "expected"),
+    [
+        (signal.SIGSEGV, False, False, False, ("crashed", False)),
+        (signal.SIGSEGV, True, False, False, ("signalled", True)),
+        (signal.SIGABRT, False, True, False, ("stuck", False)),
+        (-70, False, True, False, ("stuck", False)),
+        (signal.SIGKILL, False, False, True, ("out of memory", False)),
+        (signal.SIGKILL, False, False, False, ("signalled", True)),
+        (signal.SIGTERM, False, False, False, ("signalled", True)),
+        (0, False, False, True, ("ended", True)),
+        (-1, False, False, False, ("ended", False)),
+    ],
+)
+def test_whom_a_death_says_something_of(
+    number: int, outside: bool, stuck: bool, out_of_memory: bool, expected: tuple[str, bool]
+) -> None:
+    assert cause(number, outside, stuck, out_of_memory) == expected
 
 
 def test_three_deaths_within_the_time() -> None:
