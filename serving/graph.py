@@ -64,6 +64,8 @@ def parse(payload: bytes) -> onnx.ModelProto:
     try:
         model = ModelProto.FromString(payload)
     except Exception as error:  # protobuf's own error type differs by implementation
+        if "alloc" in str(error):  # which has no other words for it
+            raise MemoryError(str(error)) from error
         raise ModelRefused(f"not an ONNX file: {error}") from error
     if not model.HasField("graph") or not model.graph.output:
         raise ModelRefused("not an ONNX file: there is no graph with an output in it")

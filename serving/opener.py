@@ -94,10 +94,11 @@ class Opener:
         return load(bundle, settings, progress, self._watch.cell(slot.key))
 
     def _keep(self, slot: Slot, bundle: Bundle) -> None:
-        """Put a bundle on the shelf, with those of its files that serve."""
-        variant = admitted(bundle, self._settings.of(slot.name).variant)
+        """Put a bundle on the shelf, without the variants that do not serve."""
+        served = admitted(bundle, self._settings.of(slot.name).variant).file
+        others = {variant.file for variant in bundle.manifest.variants.values()} - {served}
         try:
-            self._shelf.put(bundle, {variant.file, bundle.manifest.golden.file})
+            self._shelf.put(bundle, bundle.contents.keys() - others)
         except OSError as error:
             log(
                 "warning",
