@@ -250,7 +250,8 @@ ROOT = Path(__file__).parents[3]
 LARGE = """
 import io
 from PIL import Image
-from pipeline.bundle.decode import DecodeError, ImageDecoder, decode
+from pipeline.bundle.decode import DecodeError, decode
+from pipeline.bundle.decode.image import ImageDecoder
 buffer = io.BytesIO()
 Image.new("1", (10_000, 9_000)).save(buffer, "PNG")
 try:
