@@ -111,7 +111,9 @@ class RpcServer:
             looks, quiet = looks + 1, quiet + 1 if inference.late == late else 0
         now = time.monotonic()
         left = max(began + seconds - now, 0)
-        stopping = asyncio.ensure_future(self._listener.stop(left))  # done as soon as nothing is left
+        stopping = asyncio.ensure_future(
+            self._listener.stop(left)
+        )  # done as soon as nothing is left
         await asyncio.sleep(LOOK_SECONDS)  # every connection is told by then
         inference.closed.set()
         await stopping
