@@ -58,6 +58,63 @@ def classification(
     return drawn
 
 
+def regression(predicted: np.ndarray, actual: np.ndarray, units: str) -> dict[str, bytes]:
+    """A regression's pictures by file name: predicted against actual, and what is left over."""
+    unit = f" ({units})" if units else ""
+    ends = [min(predicted.min(), actual.min()), max(predicted.max(), actual.max())]
+
+    def draw_predictions(axes: Any) -> None:
+        axes[0].plot(ends, ends, color=GREY, lw=0.8, ls="--", label="right")
+        axes[0].scatter(actual, predicted, s=6, color=BLUE, alpha=0.4, lw=0, label="rows")
+        axes[0].set(
+            xlabel=f"actual{unit}", ylabel=f"predicted{unit}", title="Predicted against actual"
+        )
+        axes[0].legend(loc="upper left")
+        axes[0].grid(alpha=0.3)
+
+    def draw_residuals(axes: Any) -> None:
+        residual = predicted - actual
+        axes[0].axhline(0, color=GREY, lw=0.8, ls="--")
+        axes[0].scatter(predicted, residual, s=6, color=BLUE, alpha=0.4, lw=0)
+        axes[0].set(
+            xlabel=f"predicted{unit}", ylabel=f"predicted - actual{unit}", title="Residuals"
+        )
+        axes[1].hist(residual, bins=50, color=BLUE)
+        axes[1].set(xlabel=f"predicted - actual{unit}", ylabel="rows", title="Residuals")
+        for ax in axes:
+            ax.grid(alpha=0.3)
+
+    return {
+        "predictions.png": _figure(draw_predictions, width=5.5, height=5, kind="png"),
+        "residuals.png": _figure(draw_residuals, columns=2, width=10, height=4, kind="png"),
+    }
+
+
+def multilabel(
+    probabilities: np.ndarray, target: np.ndarray, labels: tuple[str, ...], threshold: float
+) -> dict[str, bytes]:
+    """A tagger's pictures by file name: precision and recall by label, and ROC."""
+    curves = [(label, *roc(probabilities[:, i], target[:, i])) for i, label in enumerate(labels)]
+    held = probabilities >= np.float32(threshold)
+    found = (held & target).sum(0)
+    precision, recall = found / np.maximum(1, held.sum(0)), found / np.maximum(1, target.sum(0))
+    shown = np.argsort(recall, kind="stable")[:MAX_LABELS]
+
+    def draw(axes: Any) -> None:
+        place = np.arange(len(shown))
+        axes[0].barh(place - 0.2, precision[shown], 0.4, color=BLUE, label="precision")
+        axes[0].barh(place + 0.2, recall[shown], 0.4, color=ORANGE, label="recall")
+        axes[0].set_yticks(place, [labels[i] for i in shown])
+        axes[0].set(xlim=(0, 1), title=f"At threshold {threshold:g}")
+        axes[0].legend(fontsize=8)
+        axes[0].grid(alpha=0.3, axis="x")
+
+    return {
+        "labels.svg": _figure(draw, width=6, height=min(14.0, 2 + 0.4 * len(shown))),
+        "roc.svg": _roc_of(curves),
+    }
+
+
 def _confusion(matrix: np.ndarray, labels: tuple[str, ...]) -> bytes:
     size = min(14.0, 2.4 + 0.42 * len(labels))
 
@@ -83,7 +140,13 @@ def _confusion(matrix: np.ndarray, labels: tuple[str, ...]) -> bytes:
 
 
 def _roc(probabilities: np.ndarray, target: np.ndarray, labels: tuple[str, ...]) -> bytes:
-    curves = [(label, *roc(probabilities[:, i], target == i)) for i, label in enumerate(labels)]
+    return _roc_of(
+        [(label, *roc(probabilities[:, i], target == i)) for i, label in enumerate(labels)]
+    )
+
+
+def _roc_of(curves: list[tuple[str, np.ndarray, np.ndarray]]) -> bytes:
+    """The worst of the curves: (label, false positive rate, true positive rate)."""
     worst = sorted(curves, key=lambda curve: area(curve[1], curve[2]))[:MAX_CURVES]
 
     def draw(axes: Any) -> None:

@@ -85,7 +85,7 @@ def prove(
             )
         )
     for name, value in scores[0].items():
-        limit, off = METRICS[name].tolerance(len(target)), abs(value - scores[1][name])
+        limit, off = METRICS[name].tolerance(target), abs(value - scores[1][name])
         gates.append(
             Gate(
                 name=f"difference in {name}",

@@ -24,6 +24,8 @@ class Target(Section):
 
     kind: Kind
     labels: tuple[str, ...] = ()
+    rows: tuple[int, ...] = ()
+    """Training rows of each label."""
     units: str = ""
     mean: float = 0.0
     """Of the training rows, where it is a number."""
@@ -49,7 +51,8 @@ def describe(raw: RawData, train: np.ndarray) -> Target:
     """The target, its mean and deviation over the training rows."""
     kind = kind_of(raw.target)
     if kind != "number":
-        return Target(kind=kind, labels=raw.labels)
+        rows = counts(raw.target[train], raw.labels)
+        return Target(kind=kind, labels=raw.labels, rows=rows)
     taught = raw.target[train].astype(np.float64)
     return Target(
         kind=kind,

@@ -159,8 +159,7 @@ def encode_prediction(prediction: Prediction) -> bytes:
         {
             "model_name": prediction.model_name,
             "model_version": prediction.model_version,
-            "label": prediction.label,
-            "probabilities": dict(prediction.probabilities),
+            **prediction.told(),
             "parameters": {"bundle": prediction.bundle},
         }
     )

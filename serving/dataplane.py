@@ -290,12 +290,21 @@ class DataPlane:
         invert: bool,
         call: Call | None = None,
     ) -> Prediction:
-        """Labels and probabilities for one file's bytes."""
+        """What a model says of one file's bytes."""
         slot, model = self._repository.get(name, version)
         if call is not None:
             call.meter, call.digest = model.meter, model.bundle.digest
-        label, probabilities = await model.predict(payload, invert, call)
-        return Prediction(slot.name, str(slot.version), model.bundle.digest, label, probabilities)
+        reading = await model.predict(payload, invert, call)
+        return Prediction(
+            model_name=slot.name,
+            model_version=str(slot.version),
+            bundle=model.bundle.digest,
+            label=reading.label,
+            labels=reading.labels,
+            probabilities=reading.probabilities,
+            prediction=reading.prediction,
+            units=reading.units,
+        )
 
 
 def _spec(tensor: DeclaredTensor) -> TensorSpec:

@@ -9,6 +9,7 @@ import numpy as np
 from pipeline.bundle.decode import Decoder, decode
 from pipeline.bundle.manifest import Manifest, Output
 from serving.errors import BackendFailure, Unsupported
+from serving.protocol import Reading
 
 Arrays = dict[str, np.ndarray]
 
@@ -35,21 +36,34 @@ def row(manifest: Manifest, files: Mapping[str, bytes], payload: bytes, *, inver
     }
 
 
-def probable(manifest: Manifest) -> tuple[Output, tuple[str, ...]]:
-    """The output of probabilities and its labels, of a model that reads files.
+def answering(manifest: Manifest) -> Output:
+    """The output that a person is told of, of a model that reads files.
 
-    Raises `Unsupported` where it reads none or names no labels.
+    Raises `Unsupported` where it reads none or says nothing that a person reads.
     """
     decoders(manifest)
-    output = next((o for o in manifest.outputs if o.name == "probabilities"), None)
-    if output is None or output.labels is None:
-        raise Unsupported(f"model {manifest.name!r} names no labels: use .../infer")
-    return output, output.labels
+    for output in manifest.outputs:
+        if output.name == "probabilities" and output.labels is not None:
+            return output
+        if output.name == "prediction" and output.shape == ("batch",):
+            return output
+    raise Unsupported(f"model {manifest.name!r} names no labels and no number: use .../infer")
 
 
-def ranked(probabilities: np.ndarray, labels: tuple[str, ...]) -> tuple[str, dict[str, float]]:
-    """(label, probability by label), most likely first; equals stay in the order of the labels."""
-    if probabilities.shape != (len(labels),) or not np.isfinite(probabilities).all():
-        raise BackendFailure("the model's probabilities are not one finite number per label")
-    order = np.argsort(-probabilities, kind="stable")
-    return labels[order[0]], {labels[i]: float(probabilities[i]) for i in order}
+def reading(output: Output, answers: Mapping[str, np.ndarray]) -> Reading:
+    """What the model says of the first row; equals stay in the order of the labels."""
+    values = answers[output.name][0]
+    shape = () if output.labels is None else (len(output.labels),)
+    if values.shape != shape or not np.isfinite(values).all():
+        raise BackendFailure(
+            f"the model's {output.name} are not as many finite numbers as declared"
+        )
+    if output.labels is None:
+        return Reading(prediction=float(values), units=output.units)
+    order = np.argsort(-values, kind="stable")
+    probabilities = {output.labels[i]: float(values[i]) for i in order}
+    if output.threshold is None:
+        return Reading(label=output.labels[order[0]], probabilities=probabilities)
+    # In float32, as the metrics of the bundle were computed.
+    held = tuple(output.labels[i] for i in order if values[i] >= np.float32(output.threshold))
+    return Reading(labels=held, probabilities=probabilities)

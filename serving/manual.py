@@ -151,7 +151,7 @@ def _list(served: list[Served]) -> str:
 def _model(one: Served, here: str, keys: bool) -> str:
     manifest, path = one.model.manifest, f"/v2/models/{one.name}"
     shown = openapi.example(one.model, one.name, one.version)
-    labels = openapi.reads_files(one.model)
+    files = openapi.reads_files(one.model) is not None
     links = f'<a href="{path}">Metadata</a>, <a href="{path}/config">configuration</a>'
     more = "" if keys else links  # which could not send one
     bearer = PYTHON_KEY if keys else ""
@@ -164,7 +164,7 @@ def _model(one: Served, here: str, keys: bool) -> str:
         _tensors("Takes", manifest.inputs),
         _tensors("Answers", manifest.outputs),
     ]
-    if labels is not None:
+    if files:
         parts.append(
             "<h3>Ask with a file</h3>"
             + WRAP
@@ -184,7 +184,7 @@ def _model(one: Served, here: str, keys: bool) -> str:
             f'for it</summary><pre class="wrap">{escape(request)}</pre>'
             f'<pre class="wrap">{escape(orjson.dumps(shown.answer).decode())}</pre></details>'
         )
-    parts.append(_trial(one, shown, labels is not None))
+    parts.append(_trial(one, shown, files))
     return "".join(parts) + "</section>"
 
 

@@ -29,7 +29,7 @@ from serving.errors import (
     ServingError,
 )
 from serving.metrics import Meter
-from serving.protocol import InferRequest
+from serving.protocol import InferRequest, Reading
 from serving.protocol import Tensor as WireTensor
 from serving.runtime import Session, open_session
 
@@ -124,14 +124,12 @@ class Model:
             arrays, rows, signature, answered, request.timeout, request.priority, call
         )
 
-    async def predict(
-        self, payload: bytes, invert: bool, call: Call | None = None
-    ) -> tuple[str, dict[str, float]]:
-        """(label, probability by label, most likely first) of one file's bytes.
+    async def predict(self, payload: bytes, invert: bool, call: Call | None = None) -> Reading:
+        """What the model says of one file's bytes.
 
-        Raises `Unsupported` for a model that reads no files or names no labels.
+        Raises `Unsupported` for a model that reads no files or says nothing that a person reads.
         """
-        output, labels = file_door.probable(self.manifest)
+        output = file_door.answering(self.manifest)
         if self._decoding >= MAX_DECODING:
             raise Overloaded(f"{self._decoding} files wait to be decoded already")
         self._decoding += 1
@@ -146,7 +144,7 @@ class Model:
         finally:
             self._decoding -= 1
         answers = await self._batcher.submit(arrays, 1, _signature(arrays), call)
-        return file_door.ranked(answers[output.name][0], labels)
+        return file_door.reading(output, answers)
 
     @property
     def waiting(self) -> tuple[int, int]:

@@ -126,10 +126,10 @@ def example(model: Model, name: str, version: str) -> Example | None:
     return Example(request, answer, row) if wanted else None
 
 
-def reads_files(model: Model) -> tuple[str, ...] | None:
-    """The labels of a model that takes files, none of one that takes tensors only."""
+def reads_files(model: Model) -> Output | None:
+    """What a model that takes files answers, none of one that takes tensors only."""
     try:
-        return file_door.probable(model.manifest)[1]
+        return file_door.answering(model.manifest)
     except Unsupported:
         return None
 
@@ -233,27 +233,40 @@ def _model_paths(one: Served, stem: str, path: str, which: str = "") -> Document
         },
         f"{path}/infer": {"post": infer},
     }
-    labels = reads_files(one.model)
-    if labels is not None:
-        paths[f"{path}/predict"] = {"post": operation("Ask with a file", "predict") | _file(labels)}
+    answered = reads_files(one.model)
+    if answered is not None:
+        file = _file(answered)
+        paths[f"{path}/predict"] = {"post": operation("Ask with a file", "predict") | file}
     return paths
 
 
-def _file(labels: tuple[str, ...]) -> Document:
-    """The door for people: a file in, labels and probabilities out."""
+def _said(output: Output) -> Document:
+    """The properties of `protocol.Reading` that a model with this output fills in."""
+    if output.labels is None:
+        return {"prediction": {"type": "number"}, "units": {"const": output.units}}
+    label: Document = {"enum": list(output.labels)}
+    held = {"type": "array", "items": label, "description": "those that hold, the likeliest first"}
     probability = {"type": "number", "minimum": 0, "maximum": 1}
+    return {
+        **({"label": label} if output.threshold is None else {"labels": held}),
+        "probabilities": {
+            "type": "object",
+            "description": "by label, the likeliest first",
+            "properties": dict.fromkeys(output.labels, probability),
+        },
+    }
+
+
+def _file(output: Output) -> Document:
+    """The door for people: a file in; labels and probabilities, or a number, out."""
+    said = _said(output)
     answer = {
         "type": "object",
-        "required": ["model_name", "model_version", "label", "probabilities"],
+        "required": ["model_name", "model_version", *said],
         "properties": {
             "model_name": {"type": "string"},
             "model_version": {"type": "string"},
-            "label": {"enum": list(labels)},
-            "probabilities": {
-                "type": "object",
-                "description": "by label, the likeliest first",
-                "properties": dict.fromkeys(labels, probability),
-            },
+            **said,
             "parameters": {"type": "object"},
         },
     }

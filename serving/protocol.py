@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import numpy as np
 
@@ -82,15 +83,40 @@ class InferResponse:
     outputs: tuple[Tensor, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """What a person asked of a file: probabilities by label, most likely first."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """What a model says of one file: the parts that its kind of answer has.
+
+    Of a classifier `label` and `probabilities`; of a model that may say several labels, `labels` (those
+    that hold) and `probabilities`; of a regression `prediction`, a number in `units`. Labels are in the
+    order of their probabilities, the likeliest first.
+    """
+
+    label: str | None = None
+    labels: tuple[str, ...] | None = None
+    probabilities: Mapping[str, float] = field(default_factory=dict)
+    prediction: float | None = None
+    units: str | None = None
+
+    def told(self) -> dict[str, Any]:
+        """As JSON has it: the parts that there are."""
+        parts = {
+            "label": self.label,
+            "labels": None if self.labels is None else list(self.labels),
+            "probabilities": dict(self.probabilities) or None,
+            "prediction": self.prediction,
+            "units": self.units,
+        }
+        return {name: part for name, part in parts.items() if part is not None}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction(Reading):
+    """What a person asked of a file, and which bundle said it."""
 
     model_name: str
     model_version: str
     bundle: str
-    label: str
-    probabilities: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)

@@ -132,15 +132,23 @@ def variants(config: type[Section], most: int) -> list[dict[str, Any]]:
     return [{}, *(small | turn for turn in turns)]
 
 
-@pytest.mark.parametrize("name", plugins.names("model"))
-def test_a_model_learns_and_its_export_answers_as_torch_does(name):
+@pytest.mark.parametrize(
+    ("name", "task"),
+    [
+        *((name, "classification") for name in plugins.names("model")),
+        # A task is the same code for every model: one tries them all.
+        *(("mlp", task) for task in plugins.names("task") if task != "classification"),
+    ],
+)
+def test_a_model_learns_and_its_export_answers_as_torch_does(name, task):
     # An activation is the same code in every model: one tries them all.
-    settings = variants(module("model", name).Config, most=99 if name == "mlp" else 2)
+    every = name == "mlp" and task == "classification"
+    settings = variants(module("model", name).Config, most=99 if every else 2)
     assert len(settings) > 2
-    if name == "mlp":
+    if every:
         assert {values.get("activation") for values in settings} >= set(get_args(Activation))
     done = subprocess.run(
-        [sys.executable, "-m", "tests.pipeline.parity", name],
+        [sys.executable, "-m", "tests.pipeline.parity", name, task],
         cwd=ROOT,
         input=json.dumps(settings),
         capture_output=True,

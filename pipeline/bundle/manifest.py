@@ -91,9 +91,13 @@ class Input(Tensor):
 
 
 class Output(Tensor):
-    """What comes out. `labels` name the last axis where it counts classes."""
+    """What comes out. `labels` name the last axis where it counts classes.
+
+    `threshold`: from where each label holds by itself; none where the largest is the answer.
+    """
 
     labels: tuple[str, ...] | None = None
+    threshold: float | None = Field(None, gt=0, lt=1)
     units: str
 
     @model_validator(mode="after")

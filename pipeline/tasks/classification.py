@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
 from pipeline import pictures
 from pipeline.bundle.manifest import Output
-from pipeline.config import Section
+from pipeline.config import ConfigError, Section, suggestion
 from pipeline.metrics import METRICS, area, confusion, roc
 from pipeline.prepared import Rows
 from pipeline.target import Target
@@ -27,6 +27,17 @@ class Config(Section):
     name: str
     label_smoothing: float = Field(
         0.0, ge=0, lt=1, description="probability spread over all classes"
+    )
+    loss: Literal["cross_entropy", "focal"] = Field(
+        "cross_entropy", description="focal: rows that are right already count for less"
+    )
+    focal_gamma: float = Field(
+        2.0, ge=0, le=10, description="of focal: how much less; 0 is cross_entropy"
+    )
+    class_weights: Literal["none", "balanced"] | dict[str, float] = Field(
+        "none",
+        description="balanced: every class counts as much, however rare; or label -> how much a row of "
+        "it counts, 1 where not named",
     )
 
 
@@ -47,12 +58,24 @@ class Task(Supervised):
         super().__init__(config, target)
         self.labels = target.labels
         self.outputs = len(target.labels)
+        self.weights = _weights(config, target)
 
     def loss(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Mean cross-entropy. logits float32 `[batch, classes]`, target int64 `[batch]` -> scalar."""
+        import torch
         from torch.nn import functional
 
-        return functional.cross_entropy(logits, target, label_smoothing=self.config.label_smoothing)
+        smoothing = self.config.label_smoothing
+        if self.config.loss == "cross_entropy" and self.weights is None:
+            return functional.cross_entropy(logits, target, label_smoothing=smoothing)
+        each = functional.cross_entropy(logits, target, label_smoothing=smoothing, reduction="none")
+        if self.config.loss == "focal":  # Lin et al., 2017
+            sure = logits.softmax(-1).gather(1, target[:, None])[:, 0]
+            each = each * (1 - sure) ** self.config.focal_gamma
+        if self.weights is None:
+            return each.mean()
+        share = torch.tensor(self.weights, device=logits.device)[target]
+        return (each * share).sum() / share.sum()
 
     def plain_loss(self, answers: Mapping[str, np.ndarray], target: np.ndarray) -> float:
         """The loss of answers already given, without smoothing: what curves and stopping look at."""
@@ -123,3 +146,20 @@ class Task(Supervised):
     def pictures(self, answers: Mapping[str, np.ndarray], rows: Rows) -> dict[str, bytes]:
         """Pictures of the answers over these rows, by file name."""
         return pictures.classification(answers["probabilities"], rows, self.labels)
+
+
+def _weights(config: Config, target: Target) -> tuple[float, ...] | None:
+    """How much a row of each class counts, none where all count the same. Raises `ConfigError`."""
+    given = config.class_weights
+    if given == "none":
+        return None
+    if isinstance(given, str):
+        rows = target.rows
+        return tuple(sum(rows) / (len(rows) * count) for count in rows)
+    for label, weight in given.items():
+        place = f"task.class_weights.{label}"
+        if label not in target.labels:
+            raise ConfigError(f"{place}: no such label{suggestion(label, list(target.labels))}")
+        if weight <= 0:
+            raise ConfigError(f"{place}: expected a number greater than 0, got {weight:g}")
+    return tuple(given.get(label, 1.0) for label in target.labels)

@@ -124,12 +124,18 @@ def prediction(reply: Reply, body: bytes) -> Prediction:
     """What the door for files says."""
     told = _object(body, reply)
     try:
+        labels, number = told.get("labels"), told.get("prediction")
+        if not {"label", "labels", "prediction"} & told.keys():
+            raise KeyError("label")
         return Prediction(
-            told["model_name"],
-            str(told["model_version"]),
-            str(told.get("parameters", {}).get("bundle", "")),
-            told["label"],
-            {name: float(value) for name, value in told["probabilities"].items()},
+            model_name=told["model_name"],
+            model_version=str(told["model_version"]),
+            bundle=str(told.get("parameters", {}).get("bundle", "")),
+            label=told.get("label"),
+            labels=None if labels is None else tuple(labels),
+            probabilities={n: float(v) for n, v in told.get("probabilities", {}).items()},
+            prediction=None if number is None else float(number),
+            units=told.get("units"),
         )
     except (KeyError, TypeError, ValueError, AttributeError):
         raise ServerError(f"the answer is not a prediction: {told!r:.200}", reply.status) from None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
@@ -16,6 +15,7 @@ from pipeline.bundle.decode import DecodeError, Decoder, hint
 from pipeline.bundle.manifest import Bundle, BundleError, read
 from serving.client import Client, ClientError
 from serving.commands.folders import fail, resolve_bundle
+from serving.protocol import Reading
 
 BAR_WIDTH = 24
 KEY_VARIABLE = "SLIPWAY_API_KEY"
@@ -29,7 +29,7 @@ class PredictError(Exception):
 @click.argument("where", metavar="BUNDLE_OR_URL")
 @click.argument("file", metavar="FILE")
 @click.option("--invert", is_flag=True, help="The picture is dark on light, such as ink on paper.")
-@click.option("--json", "as_json", is_flag=True, help="Print label and probabilities as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
 @click.option(
     "--ca",
     type=click.Path(path_type=Path, dir_okay=False, exists=True),
@@ -52,23 +52,21 @@ def command(
     payload = _payload(file)
     try:
         if where.startswith(("http://", "https://")):
-            label, probabilities, told = ask_server(where, payload, invert, ca, cert)
+            reading, told = ask_server(where, payload, invert, ca, cert)
         else:
-            label, probabilities, told = ask_bundle(resolve_bundle(where), payload, invert)
+            reading, told = ask_bundle(resolve_bundle(where), payload, invert)
     except (BundleError, DecodeError, PredictError) as error:
         fail(error)
     if as_json:
-        click.echo(json.dumps({"label": label, "probabilities": probabilities}, ensure_ascii=False))
+        click.echo(json.dumps(reading.told(), ensure_ascii=False))
     else:
-        click.echo(drawn(label, probabilities))
+        click.echo(drawn(reading))
     if told:
         click.echo(f"hint: {told}", err=True)
 
 
-def ask_bundle(
-    folder: Path, payload: bytes, invert: bool
-) -> tuple[str, dict[str, float], str | None]:
-    """(label, probabilities, hint) from a bundle on this machine, by the code that serves.
+def ask_bundle(folder: Path, payload: bytes, invert: bool) -> tuple[Reading, str | None]:
+    """(answer, hint) from a bundle on this machine, by the code that serves.
 
     Raises `BundleError`, `DecodeError` or `PredictError`.
     """
@@ -80,20 +78,19 @@ def ask_bundle(
     bundle: Bundle = read(folder)
     try:
         model = load(bundle, Settings())
-        output, labels = file_door.probable(bundle.manifest)
+        output = file_door.answering(bundle.manifest)
         row = file_door.row(bundle.manifest, bundle.contents, payload, invert=invert)
-        answers = model.session.run(row)
-        label, probabilities = file_door.ranked(answers[output.name][0], labels)
+        reading = file_door.reading(output, model.session.run(row))
     except ServingError as error:
         raise PredictError(f"{folder}: {error}") from error
     decoder = next(iter(file_door.decoders(bundle.manifest).values()))
-    return label, probabilities, hint(decoder, payload, bundle.contents, invert=invert)
+    return reading, hint(decoder, payload, bundle.contents, invert=invert)
 
 
 def ask_server(
     url: str, payload: bytes, invert: bool, ca: Path | None = None, cert: Path | None = None
-) -> tuple[str, dict[str, float], str | None]:
-    """(label, probabilities, hint) from a server. Raises `PredictError`."""
+) -> tuple[Reading, str | None]:
+    """(answer, hint) from a server. Raises `PredictError`."""
     base, name, version = server_address(url)
     try:
         own = (cert, cert) if cert else None
@@ -103,11 +100,7 @@ def ask_server(
             properties = client.metadata(name, version).properties
     except (ClientError, OSError) as error:
         raise PredictError(str(error)) from None
-    return (
-        answer.label,
-        dict(answer.probabilities),
-        _hint(properties.get("decoder"), payload, invert),
-    )
+    return answer, _hint(properties.get("decoder"), payload, invert)
 
 
 def _hint(decoder: str | None, payload: bytes, invert: bool) -> str | None:
@@ -146,11 +139,14 @@ def only_model(client: Client) -> str:
     return names[0]
 
 
-def drawn(label: str, probabilities: Mapping[str, float]) -> str:
-    """The label, and a bar for each probability, most likely first."""
-    ordered = sorted(probabilities.items(), key=lambda item: -item[1])
-    width = max(len(name) for name in probabilities)
-    lines = [label, ""]
+def drawn(reading: Reading) -> str:
+    """The number; or the label or labels, and a bar for each probability, most likely first."""
+    if reading.prediction is not None:
+        return f"{reading.prediction:.7g} {reading.units or ''}".rstrip()
+    ordered = sorted(reading.probabilities.items(), key=lambda item: -item[1])
+    width = max(len(name) for name in reading.probabilities)
+    said = reading.label if reading.labels is None else ", ".join(reading.labels) or "none"
+    lines = [said or "", ""]
     for name, value in ordered:
         bar = "#" * round(value * BAR_WIDTH)
         lines.append(f"  {name:<{width}}  {100 * value:5.1f} %  {bar}".rstrip())

@@ -38,7 +38,8 @@ async function ask(place, path, body, type, show) {
   place.scrollIntoView({ block: "nearest" });
 }
 
-function scores(told) {
+function said(told) {
+  if (told.prediction !== undefined) return [element("h3", `${told.prediction} ${told.units}`)];
   const grid = element("div");
   grid.className = "scores";
   // Sorted here: an object of JavaScript has numbers as names in their own order.
@@ -50,7 +51,7 @@ function scores(told) {
     bar.ariaLabel = label;
     grid.append(element("span", label), bar, element("span", (100 * share).toFixed(1) + " %"));
   }
-  return [element("h3", told.label), grid];
+  return [element("h3", told.label ?? (told.labels.join(", ") || "none")), grid];
 }
 
 function raw(told, text) {
@@ -106,16 +107,16 @@ for (const form of document.querySelectorAll(".try")) {
     const file = find("file").files[0];
     if (!file) return find("file").click();
     const invert = find("invert").checked ? "?invert=true" : "";
-    ask(answer, path + "/predict" + invert, file, "application/octet-stream", scores);
+    ask(answer, path + "/predict" + invert, file, "application/octet-stream", said);
   });
   on("sampled", async () => {
     const picture = await (await fetch(find("sample").src)).blob();
-    ask(answer, path + "/predict", picture, "image/png", scores);
+    ask(answer, path + "/predict", picture, "image/png", said);
   });
   const canvas = find("canvas");
   if (canvas) {
     on("clear", sheet(canvas));
     on("drawn", () => canvas.toBlob((picture) =>
-      ask(answer, path + "/predict", picture, "image/png", scores), "image/png"));
+      ask(answer, path + "/predict", picture, "image/png", said), "image/png"));
   }
 }

@@ -121,14 +121,22 @@ def test_float32_answers_score_nearly_the_same(given_answers):
 
 
 def test_every_metric_says_which_way_is_better_and_how_far_two_runtimes_may_part():
-    right, target = np.eye(3), np.arange(3)
+    right = np.eye(3)
     wrong = np.roll(right, 1, axis=1)
+    cases = {
+        "class": (right, wrong, np.arange(3)),
+        "tags": (20 * right - 10, 20 * wrong - 10, right == 1),
+        "number": (np.arange(3.0), np.arange(3.0)[::-1], np.arange(3.0)),
+    }
     for name, metric in METRICS.items():
         sign = 1 if metric.better == "higher" else -1
-        assert sign * metric(right, target) > sign * metric(wrong, target), name
-        assert isinstance(metric(right, target), float) and metric.function.__doc__
-    assert METRICS["accuracy"].tolerance(100) == 0
-    assert METRICS["calibration_error"].tolerance(100) == 0.01
+        for kind in metric.of:
+            good, bad, target = cases[kind]
+            assert sign * metric(good, target) > sign * metric(bad, target), name
+            assert metric.tolerance(target) >= 0
+            assert isinstance(metric(good, target), float) and metric.function.__doc__
+    assert METRICS["accuracy"].tolerance(np.zeros(100, int)) == 0
+    assert METRICS["calibration_error"].tolerance(np.zeros(100, int)) == 0.01
 
 
 def test_an_unknown_metric_is_refused_with_its_place():

@@ -1,0 +1,151 @@
+"""Any number of labels for each row: binary cross-entropy in, logits and probabilities out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from pydantic import Field
+
+from pipeline import pictures
+from pipeline.bundle.manifest import Output
+from pipeline.config import ConfigError, Section, suggestion
+from pipeline.metrics import METRICS, area, average_precision, roc
+from pipeline.prepared import Rows
+from pipeline.target import Target
+from pipeline.tasks._supervised import Plot, Supervised
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+class Config(Section):
+    """The settings of the task."""
+
+    name: str
+    threshold: float = Field(
+        0.5, gt=0, lt=1, description="probability from which a label is said to hold"
+    )
+    positive_weights: dict[str, float] = Field(
+        {},
+        description="label -> how much more a row that has it counts; above 1 finds more of a rare "
+        "label, and says it wrongly more often",
+    )
+
+
+class Task(Supervised):
+    """What the network is taught, what of it is shipped, and how its answers are judged."""
+
+    teaches = "tags"
+    judged = "logits"
+    watched = ("micro_f1",)
+    plots: ClassVar = {
+        "roc": Plot("ROC by label", "roc", "false_positive_rate", "true_positive_rate"),
+        "labels": Plot("F1 by label", "bar_horizontal", "f1", "label"),
+    }
+
+    def __init__(self, config: Config, target: Target) -> None:
+        super().__init__(config, target)
+        self.labels = target.labels
+        self.outputs = len(target.labels)
+        for label, weight in config.positive_weights.items():
+            place = f"task.positive_weights.{label}"
+            if label not in self.labels:
+                raise ConfigError(f"{place}: no such label{suggestion(label, list(self.labels))}")
+            if weight <= 0:
+                raise ConfigError(f"{place}: expected a number greater than 0, got {weight:g}")
+
+    def loss(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Mean binary cross-entropy. logits float32, target bool `[batch, labels]` -> scalar."""
+        import torch
+        from torch.nn import functional
+
+        weights = [self.config.positive_weights.get(label, 1.0) for label in self.labels]
+        return functional.binary_cross_entropy_with_logits(
+            logits, target.to(logits.dtype), pos_weight=torch.tensor(weights, device=logits.device)
+        )
+
+    def plain_loss(self, answers: Mapping[str, np.ndarray], target: np.ndarray) -> float:
+        """The loss of answers already given, unweighted: what curves and stopping look at."""
+        return METRICS["log_loss"](answers["logits"], target)
+
+    def deployable(self, network: nn.Module) -> nn.Module:
+        """The part that is shipped: raw inputs -> (logits, probabilities)."""
+        import torch
+        from torch import nn
+
+        class Tagger(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.network = network
+
+            def forward(self, *raw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+                logits = self.network(*raw)
+                return logits, torch.sigmoid(logits)
+
+        return Tagger().eval()
+
+    def declared(self) -> tuple[Output, ...]:
+        """The outputs of `deployable`, in order."""
+        shape = ("batch", self.outputs)
+        return (
+            Output(
+                name="logits", dtype="float32", shape=shape, labels=self.labels, units="log-odds"
+            ),
+            Output(
+                name="probabilities",
+                dtype="float32",
+                shape=shape,
+                labels=self.labels,
+                threshold=self.config.threshold,
+                units="0 to 1, each label by itself",
+            ),
+        )
+
+    def scores(
+        self, answers: Mapping[str, np.ndarray], target: np.ndarray, names: Iterable[str]
+    ) -> dict[str, float]:
+        """The named metrics; those that count rows are given what holds at the threshold."""
+        held = answers["probabilities"] >= np.float32(self.config.threshold)
+        return {
+            name: METRICS[name](
+                held if METRICS[name].agreement == "equal" else answers["logits"], target
+            )
+            for name in names
+        }
+
+    def tables(
+        self, answers: Mapping[str, np.ndarray], target: np.ndarray
+    ) -> dict[str, list[dict[str, Any]]]:
+        """CSV tables by name: ROC points, and scores by label at the threshold."""
+        logits = answers["logits"]
+        held = answers["probabilities"] >= np.float32(self.config.threshold)
+        curves = {i: roc(logits[:, i], target[:, i]) for i in range(self.outputs)}
+        found, said, have = (held & target).sum(0), held.sum(0), target.sum(0)
+        return {
+            "roc": [
+                {"label": self.labels[i], "false_positive_rate": f, "true_positive_rate": t}
+                for i, (false, true) in curves.items()
+                for f, t in zip(false.tolist(), true.tolist(), strict=True)
+            ],
+            "labels": [
+                {
+                    "label": label,
+                    "rows": int(have[i]),
+                    "precision": found[i] / max(1, said[i]),
+                    "recall": found[i] / max(1, have[i]),
+                    "f1": 2 * found[i] / max(1, said[i] + have[i]),
+                    "average_precision": average_precision(logits[:, i], target[:, i]),
+                    "roc_auc": area(*curves[i]),
+                }
+                for i, label in enumerate(self.labels)
+            ],
+        }
+
+    def pictures(self, answers: Mapping[str, np.ndarray], rows: Rows) -> dict[str, bytes]:
+        """Pictures of the answers over these rows, by file name."""
+        return pictures.multilabel(
+            answers["probabilities"], np.asarray(rows.target), self.labels, self.config.threshold
+        )
