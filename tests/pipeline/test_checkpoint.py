@@ -6,6 +6,7 @@ import threading
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from pipeline.checkpoint import load_state, load_weights, save_state, save_weights
 
@@ -64,3 +65,13 @@ def test_a_reader_finds_a_whole_file_whenever_it_looks(tmp_path):
         looks += 1
     writer.join()
     assert looks > 3
+
+
+def test_damaged_weights_are_named(tmp_path):
+    path = tmp_path / "w.safetensors"
+    save_weights(path, {"a": torch.zeros(100)})
+    whole = path.read_bytes()
+    for damaged in (b"", whole[:20], whole[:-1]):
+        path.write_bytes(damaged)
+        with pytest.raises(SafetensorError, match=r"w\.safetensors: damaged .*; run `dvc repro`"):
+            load_weights(path)
