@@ -6,7 +6,7 @@ export rather than leaving a blank.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.bundle.manifest import Input, Output, Parity
@@ -22,6 +22,7 @@ def card(
     outputs: tuple[Output, ...],
     experiment: Mapping[str, Any],
     scores: Mapping[str, float],
+    intervals: Mapping[str, Sequence[float]],
     parity: Parity,
     versions: Mapping[str, str],
 ) -> str:
@@ -42,7 +43,7 @@ def card(
             *(_tensor("out", tensor) for tensor in outputs),
             "",
             *([f"Labels: {', '.join(data.labels)}.", ""] if data.labels else []),
-            "Preprocessing and softmax are in the graph: send raw values in the units above.",
+            "Preprocessing and postprocessing are in the graph: send raw values in the units above.",
             "",
             "## Data",
             "",
@@ -54,9 +55,15 @@ def card(
             "",
             "## Results on the test split",
             "",
-            "| metric | value |",
-            "| --- | --- |",
-            *(f"| {metric.replace('_', ' ')} | {value:.6g} |" for metric, value in scores.items()),
+            "| metric | value | 95 % interval |",
+            "| --- | --- | --- |",
+            *(
+                f"| {metric.replace('_', ' ')} | {value:.6g} | {_interval(intervals[metric])} |"
+                for metric, value in scores.items()
+            ),
+            "",
+            "The intervals are what other rows of the same kind would give (bootstrap over the rows); they "
+            "say nothing of another training.",
             "",
             "## Proof",
             "",
@@ -91,6 +98,10 @@ def card(
 def _tensor(side: str, tensor: Input | Output) -> str:
     shape = ", ".join(str(n) for n in tensor.shape)
     return f"- {side} `{tensor.name}`: {tensor.dtype} `[{shape}]`, {tensor.units}"
+
+
+def _interval(ends: Sequence[float]) -> str:
+    return f"{ends[0]:g} to {ends[1]:g}"
 
 
 def _settings(values: Mapping[str, Any]) -> str:

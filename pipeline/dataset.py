@@ -73,15 +73,17 @@ class RawData:
 
     `rows` are the rows as tensors; or, where something must be learnt of the training rows first (a
     vocabulary), what gives them: it is called with the numbers of the training rows and may look at no
-    others to learn. Then `identity` has what rows are told apart by.
+    others to learn. Then `identity` has what rows are told apart by. `ambiguous`: rows that are alike may
+    have different targets and lie in different given sets, as people of one age and sex do.
 
     `target` is, by its type, what is taught: int64 `[rows]`, an index into `labels`; bool
     `[rows, labels]`, which of `labels` hold; float `[rows]`, a number in `units`.
 
     `given_test` and `given_validation` are bool `[rows]` where the data set comes with such a set of
-    its own; `files` names the file of each row, below the data's path, where every row has one;
-    `sample(row)` gives (suffix, bytes) of a row as a file, where it has none. `frontend` are the
-    settings of the arithmetic between tensors and features.
+    its own; `files` names the file of each row, below the data's path, where every row has one, and
+    `first_row` is the number that messages give the first row elsewhere; `sample(row)` gives
+    (suffix, bytes) of a row as a file, where it has none. `frontend` are the settings of the arithmetic
+    between tensors and features.
     """
 
     rows: Encoded | Callable[[np.ndarray], Encoded]
@@ -89,16 +91,18 @@ class RawData:
     labels: tuple[str, ...] = ()
     units: str = ""
     identity: Sequence[bytes] | None = None
+    ambiguous: bool = False
     given_test: np.ndarray | None = None
     given_validation: np.ndarray | None = None
     files: tuple[str, ...] = ()
+    first_row: int = 0
     sample: Callable[[int], tuple[str, bytes]] | None = None
     frontend: Section = field(default_factory=lambda: pixels.Config(name="pixels"))
     source: Mapping[str, str] = field(default_factory=dict)
 
     def row(self, number: int | np.intp) -> str:
         """What a message calls a row."""
-        return self.files[number] if self.files else f"row {number}"
+        return self.files[number] if self.files else f"row {int(number) + self.first_row}"
 
 
 def listed(mistakes: list[str], what: str) -> DataError:

@@ -29,6 +29,7 @@ class Contract:
         self.protocol = {name: kind.protocol for name, kind in self._types.items()}
         self._max_rows = settings.batching.request_rows
         self._finite = settings.finite_inputs
+        self._gapped = {i.name for i in inputs if i.decoder is not None and i.decoder.gapped}
         self._fitting: set[tuple[str, str, tuple[int, ...]]] = set()
 
     def type(self, name: str) -> TensorType:
@@ -93,9 +94,15 @@ class Contract:
 
     def _check_finite(self, tensor: WireTensor) -> None:
         array = tensor.array
-        if self._finite and array.dtype.kind == "f" and not np.isfinite(array).all():
+        if not self._finite or array.dtype.kind != "f" or np.isfinite(array).all():
+            return
+        if tensor.name not in self._gapped:
             raise InvalidRequest(
                 f"input {tensor.name!r}: expected finite numbers, got NaN or infinity"
+            )
+        if np.isinf(array).any():
+            raise InvalidRequest(
+                f"input {tensor.name!r}: expected finite numbers, or NaN for a gap, got infinity"
             )
 
     def _rows(self, given: Mapping[str, np.ndarray]) -> int:

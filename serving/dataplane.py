@@ -356,7 +356,8 @@ def _properties(model: Model) -> dict[str, str]:
         properties["labels"] = orjson.dumps(labels).decode()
     for source in manifest.inputs:
         if source.decoder:
-            properties["decoder"] = source.decoder.model_dump_json()
+            place = "decoder" if len(manifest.inputs) == 1 else f"decoder.{source.name}"
+            properties[place] = source.decoder.model_dump_json()
     for key, value in (model.bundle.lineage or {}).items():
         told = _written(value)
         if told is not None and _written(key) is not None:

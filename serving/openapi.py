@@ -106,12 +106,16 @@ def document(served: Sequence[Served], version: str, keys: bool = False) -> Docu
 
 
 def example(model: Model, name: str, version: str) -> Example | None:
-    """The first golden row; none where it is too large to read."""
+    """The first golden row that JSON can say; none where it is too large to read."""
     manifest, inputs, outputs = model.manifest, model.golden.inputs, model.golden.expected
+    place = _sayable(inputs)
+    if place is None:
+        return None
+    here = slice(place, place + 1)
     if sum(array[:1].size for array in inputs.values()) > MAX_EXAMPLE:
         return None
-    row = {tensor.name: inputs[tensor.name][:1] for tensor in manifest.inputs}
-    wanted = [t for t in manifest.outputs if outputs[t.name][:1].size <= MAX_EXAMPLE]
+    row = {tensor.name: inputs[tensor.name][here] for tensor in manifest.inputs}
+    wanted = [t for t in manifest.outputs if outputs[t.name][here].size <= MAX_EXAMPLE]
     request: Document = {
         "inputs": [_tensor(tensor, row[tensor.name]) for tensor in manifest.inputs]
     }
@@ -121,9 +125,17 @@ def example(model: Model, name: str, version: str) -> Example | None:
         "model_name": name,
         "model_version": version,
         "parameters": {"bundle": model.bundle.digest},
-        "outputs": [_tensor(tensor, outputs[tensor.name][:1]) for tensor in wanted],
+        "outputs": [_tensor(tensor, outputs[tensor.name][here]) for tensor in wanted],
     }
     return Example(request, answer, row) if wanted else None
+
+
+def _sayable(inputs: Mapping[str, np.ndarray]) -> int | None:
+    """The first row without NaN (a gap) or infinity, which JSON has no words for."""
+    for row in range(len(next(iter(inputs.values())))):
+        if all(a.dtype.kind != "f" or np.isfinite(a[row]).all() for a in inputs.values()):
+            return row
+    return None
 
 
 def reads_files(model: Model) -> Output | None:

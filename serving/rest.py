@@ -67,7 +67,9 @@ STATUS: dict[type[errors.ServingError], HTTPStatus] = {
 # curl sends the form type with `--data-binary` unless told otherwise; what it sends is no form.
 CURL_DEFAULT = "application/x-www-form-urlencoded"
 INFER_TYPES = ("", JSON, BINARY, "text/json", CURL_DEFAULT)
-FILE_TYPES = ("", BINARY, CURL_DEFAULT)
+ROW_TYPES = ("text/csv", "text/tab-separated-values", JSON)
+FILE_TYPES = ("", BINARY, CURL_DEFAULT, *ROW_TYPES)
+FILES_EXPECTED = ", ".join(("image/...", *ROW_TYPES, BINARY))
 MAX_ROUTES, MAX_PATH = 1024, 512
 """Paths whose routes are remembered, and characters of one that is."""
 
@@ -393,7 +395,7 @@ class Rest:
     async def _predict(self, request: Request, name: str, number: str | None) -> Response:
         call = (request.outer or request).call = Call()
         try:
-            _check_type(request, FILE_TYPES, f"image/..., {BINARY}", prefix="image/")
+            _check_type(request, FILE_TYPES, FILES_EXPECTED, prefix="image/")
             invert = _invert(request.query)
             if not request.body:
                 raise errors.InvalidRequest("the body: expected a file, got nothing")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
@@ -59,6 +60,7 @@ def bundle(
             outputs,
             experiment.resolved(),
             scores,
+            _intervals(layout),
             proven.parity,
             versions,
         ).encode(),
@@ -94,6 +96,12 @@ def bundle(
         files=entries(contents),
     )
     return write(layout.bundle, manifest, contents)
+
+
+def _intervals(layout: Layout) -> dict[str, list[float]]:
+    """Of each figure, as `evaluate` found it."""
+    intervals: dict[str, list[float]] = json.loads(layout.metrics.read_bytes())["intervals"]
+    return intervals
 
 
 def _files_of(layout: Layout, inputs: tuple[Input, ...]) -> dict[str, bytes]:

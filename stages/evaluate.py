@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from stages.entry import main, stage
 from stages.layout import Layout, write_atomically
 from stages.params import Experiment
@@ -16,6 +19,7 @@ def command(experiment: Experiment, layout: Layout) -> None:
     from pipeline.bundle.manifest import canonical_json, sha256
     from pipeline.determinism import make_deterministic
     from pipeline.evaluate import significant
+    from pipeline.intervals import intervals
     from pipeline.network import predict
     from pipeline.tables import csv_bytes
     from stages import network as networks
@@ -32,7 +36,10 @@ def command(experiment: Experiment, layout: Layout) -> None:
 
     scores = task.scores(answers, rows.target, experiment.metrics)
     rounded = {name: significant(value) for name, value in scores.items()}
-    write_atomically(layout.metrics, canonical_json({"test": rounded}))
+    spread = intervals(
+        lambda some, target: task.scores(some, target, experiment.metrics), answers, rows.target
+    )
+    write_atomically(layout.metrics, canonical_json(report(rounded, spread)))
     for name, table in task.tables(answers, rows.target).items():
         write_atomically(layout.tables / f"{name}.csv", csv_bytes(table))
     drawn = task.pictures(answers, rows)
@@ -43,6 +50,22 @@ def command(experiment: Experiment, layout: Layout) -> None:
         f"test, {len(rows)} rows: "
         + "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
     )
+
+
+def report(
+    scores: Mapping[str, float], spread: Mapping[str, tuple[float, float]]
+) -> dict[str, Any]:
+    """What `dvc metrics show` has of a result: every figure, and the interval of the first in words.
+
+    It passes over lists, so the other intervals crowd nothing.
+    """
+    first = next(iter(scores))
+    low, high = spread[first]
+    return {
+        "test": scores,
+        "interval": f"{first} {low:g} to {high:g}",
+        "intervals": {name: list(ends) for name, ends in spread.items()},
+    }
 
 
 if __name__ == "__main__":

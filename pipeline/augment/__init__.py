@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from pipeline.augment.categorical import Settings as Categorical
 from pipeline.augment.image import Settings as Image
+from pipeline.augment.numeric import Settings as Numeric
 from pipeline.config import ConfigError
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ _KINDS = {
 }
 
 
-class Augment(Image):
+class Augment(Categorical, Numeric, Image):
     """What happens to training rows at random; all 0 or false: nothing."""
 
     mixup: float = Field(

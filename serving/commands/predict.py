@@ -83,8 +83,11 @@ def ask_bundle(folder: Path, payload: bytes, invert: bool) -> tuple[Reading, str
         reading = file_door.reading(output, model.session.run(row))
     except ServingError as error:
         raise PredictError(f"{folder}: {error}") from error
-    decoder = next(iter(file_door.decoders(bundle.manifest).values()))
-    return reading, hint(decoder, payload, bundle.contents, invert=invert)
+    hints = (
+        hint(decoder, payload, bundle.contents, invert=invert)
+        for decoder in file_door.decoders(bundle.manifest).values()
+    )
+    return reading, next(filter(None, hints), None)
 
 
 def ask_server(
@@ -100,14 +103,16 @@ def ask_server(
             properties = client.metadata(name, version).properties
     except (ClientError, OSError) as error:
         raise PredictError(str(error)) from None
-    return answer, _hint(properties.get("decoder"), payload, invert)
+    told = [text for name, text in properties.items() if name.partition(".")[0] == "decoder"]
+    hints = (_hint(decoder, payload, invert) for decoder in told)
+    return answer, next(filter(None, hints), None)
 
 
-def _hint(decoder: str | None, payload: bytes, invert: bool) -> str | None:
+def _hint(decoder: str, payload: bytes, invert: bool) -> str | None:
     """A hint by the decoder that a server told of, where it needs nothing else of the bundle."""
     try:
-        settings = TypeAdapter[Decoder](Decoder).validate_json(decoder or "")
-    except ValidationError:  # none, or a newer server's: no hint then, and no harm
+        settings = TypeAdapter[Decoder](Decoder).validate_json(decoder)
+    except ValidationError:  # a newer server's: no hint then, and no harm
         return None
     return None if settings.reads else hint(settings, payload, invert=invert)
 

@@ -19,6 +19,7 @@ from pipeline.dataset import DataError
 from stages.entry import fail
 from stages.layout import Layout, write_atomically
 from stages.params import PARAMS, load, read
+from stages.proposals import Hints, propose
 
 RECIPES = Path("recipes")
 GRAPH = Path("dvc.yaml")
@@ -30,20 +31,33 @@ INDENT = 2
 @click.argument("source", required=False, type=click.Path(path_type=Path))
 @click.option("--recipe", help="A file of recipes/, without '.yaml', in place of SOURCE.")
 @click.option("--name", help="The experiment's name; SOURCE's or the recipe's by default.")
+@click.option("--target", help="Of a table: the column to learn, or several, with commas between.")
+@click.option("--task", help="What to learn, a file of pipeline/tasks; the data tells by default.")
+@click.option("--text", help="Of a table: the column of texts to read.")
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
     help="With --recipe: your folder of data, in place of the recipe's.",
 )
-def command(source: Path | None, recipe: str | None, name: str | None, data: Path | None) -> None:
+def command(
+    source: Path | None,
+    recipe: str | None,
+    name: str | None,
+    target: str | None,
+    task: str | None,
+    text: str | None,
+    data: Path | None,
+) -> None:
     """Add an experiment to params.yaml: one that suits the data in SOURCE, or a ready-made one."""
     try:
         if source is not None and recipe is None and data is None:
-            added = _look_at(source, name)
-        elif recipe is not None and source is None:
+            added = _look_at(source, name, Hints(target, task, text))
+        elif recipe is not None and source is None and target is task is text is None:
             added = _from_recipe(recipe, name, data)
         else:
-            raise ConfigError("init: give either a folder of data, or --recipe NAME [--data PATH]")
+            raise ConfigError(
+                "init: give either a folder or file of data, or --recipe NAME [--data PATH]"
+            )
     except ConfigError as error:
         fail(str(error), 2)
     except DataError as error:
@@ -51,14 +65,14 @@ def command(source: Path | None, recipe: str | None, name: str | None, data: Pat
     click.echo(f"added experiments.{added}; next: dvc repro track@{added}")
 
 
-def _look_at(source: Path, name: str | None) -> str:
+def _look_at(source: Path, name: str | None, hints: Hints) -> str:
     """Add the experiment proposed for the data at `source`, and say what it is."""
-    from stages.proposals import propose
-
     if name is None:
-        name = re.sub(r"[^A-Za-z0-9_-]+", "-", source.resolve().name).strip("-_")[:64] or "data"
+        whole = source.resolve()
+        stem = whole.name.partition(".")[0] if whole.is_file() else whole.name
+        name = re.sub(r"[^A-Za-z0-9_-]+", "-", stem).strip("-_")[:64] or "data"
     _check_name(name)
-    proposal = propose(source)
+    proposal = propose(source, hints)
     added = add(name, proposal.text)
     for line in proposal.chosen:
         click.echo(f"  {line}")

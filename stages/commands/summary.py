@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.bundle.manifest import BundleError, read
+from pipeline.bundle.manifest import BundleError, Manifest, read
 from pipeline.config import ConfigError
 from stages.entry import fail
 from stages.layout import Layout
@@ -44,11 +44,7 @@ def describe(layout: Layout) -> list[str]:
     worst = max(parity.max_abs_difference, key=lambda name: parity.max_abs_difference[name])
     return [
         click.style(layout.experiment, bold=True),
-        f"  test accuracy  {parity.metrics_torch['accuracy']:.4f} torch, "
-        f"{parity.metrics_onnx['accuracy']:.4f} ONNX Runtime, {parity.rows} rows"
-        if "accuracy" in parity.metrics_torch
-        else "  metrics        "
-        + ", ".join(f"{name} {value:.4g}" for name, value in parity.metrics_onnx.items()),
+        *_scores(bundle.manifest, layout),
         f"  parity         largest difference {parity.max_abs_difference[worst]:.2g} in {worst} "
         f"(allowed {parity.tolerance[worst]:.2g})"
         + (
@@ -60,6 +56,35 @@ def describe(layout: Layout) -> list[str]:
         f"  bundle         {layout.bundle}/",
         f"  digest         {bundle.digest}",
     ]
+
+
+def _scores(manifest: Manifest, layout: Layout) -> list[str]:
+    """The experiment's first metric by both runtimes, with its interval, and the others on a line."""
+    first, *others = manifest.experiment["metrics"]
+    parity = manifest.variants["fp32"].parity
+    shown = f"test {first.replace('_', ' ')}"
+    lines = [
+        f"  {shown:<14} {_told(parity.metrics_torch[first])} torch, "
+        f"{_told(parity.metrics_onnx[first])} ONNX Runtime, {parity.rows} rows{_interval(layout, first)}"
+    ]
+    if others:
+        told = ", ".join(f"{name} {_told(parity.metrics_onnx[name])}" for name in others)
+        lines.append(f"  others         {told}")
+    return lines
+
+
+def _told(value: float) -> str:
+    """Four places of a share, else four figures."""
+    return f"{value:.4f}" if -1 <= value <= 1 else f"{value:.4g}"
+
+
+def _interval(layout: Layout, metric: str) -> str:
+    """Of the test split's figure, where the report of this machine has it."""
+    try:
+        low, high = json.loads(layout.metrics.read_bytes())["intervals"][metric]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    return f" (95 %: {low:.4g} to {high:.4g})"
 
 
 def next_commands(layout: Layout) -> list[str]:

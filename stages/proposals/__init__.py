@@ -1,6 +1,6 @@
-"""What `slipway init FOLDER` makes of data it is shown: one kind of data per file.
+"""What `slipway init FOLDER_OR_FILE` makes of data it is shown: one kind of data per file.
 
-A file here offers `READS`, what it knows in a few words, and `propose(source) -> Proposal | None`,
+A file here offers `READS`, what it knows in a few words, and `propose(source, hints) -> Proposal | None`,
 None where the data is of another kind.
 """
 
@@ -24,7 +24,19 @@ class Proposal:
     """What was seen and chosen, a line each."""
 
 
-def propose(source: Path) -> Proposal:
+@dataclass(frozen=True)
+class Hints:
+    """What a person says beside the data; none where the data shall tell."""
+
+    target: str | None = None
+    """The column to learn, or several, divided by commas."""
+    task: str | None = None
+    """A file of `pipeline/tasks`."""
+    text: str | None = None
+    """The column of texts."""
+
+
+def propose(source: Path, hints: Hints | None = None) -> Proposal:
     """The experiment for the data at `source`.
 
     Raises `ConfigError` where no file here knows it, `DataError` where it is known and unusable.
@@ -36,7 +48,7 @@ def propose(source: Path) -> Proposal:
         for found in pkgutil.iter_modules(__path__)
     ]
     for kind in kinds:
-        proposal = kind.propose(source)
+        proposal = kind.propose(source, hints or Hints())
         if isinstance(proposal, Proposal):
             return proposal
     known = "; ".join(kind.READS for kind in kinds)

@@ -9,12 +9,12 @@ import numpy as np
 
 from pipeline.data import idx
 from stages import budget
-from stages.proposals import Proposal
+from stages.proposals import Hints, Proposal
 
 READS = "a folder with the four idx files of the MNIST family"
 
 
-def propose(source: Path) -> Proposal | None:
+def propose(source: Path, hints: Hints) -> Proposal | None:
     """Network and passes for the files. Raises `DataError` where one is damaged."""
     names = (
         {path.name.removesuffix(".gz") for path in source.iterdir()} if source.is_dir() else set()

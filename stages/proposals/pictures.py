@@ -14,7 +14,7 @@ import numpy as np
 from pipeline.data import pictures
 from pipeline.dataset import listed
 from stages import budget
-from stages.proposals import Proposal
+from stages.proposals import Hints, Proposal
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -41,7 +41,7 @@ class Seen:
     """Share that cutting to the median's proportions takes at most from nine in ten."""
 
 
-def propose(source: Path) -> Proposal | None:
+def propose(source: Path, hints: Hints) -> Proposal | None:
     """Size, colours, network and passes for the folder. Raises `DataError` where it is unusable."""
     if not source.is_dir() or not _holds_pictures(source):
         return None

@@ -117,7 +117,7 @@ def gather(experiment: Experiment, layout: Layout) -> Facts:
         params=flat_params(experiment.resolved()),
         tags={name: value for name, value in tags.items() if value},
         curves=curves(layout.history),
-        finals=dict(numbers({**json_of(layout.metrics), **json_of(layout.parity)})),
+        finals=finals(json_of(layout.metrics), json_of(layout.parity)),
         latency={
             name if name.startswith("latency.") else f"latency.{name}": value
             for name, value in numbers(latency)
@@ -125,6 +125,16 @@ def gather(experiment: Experiment, layout: Layout) -> Facts:
         latency_digest=digest_of(layout.latency) or "",
         lineage=lineage,
     )
+
+
+def finals(metrics: Mapping[str, Any], parity: Mapping[str, Any]) -> dict[str, float]:
+    """The single numbers of both reports, and the ends of each interval."""
+    ends = {
+        f"interval.{name}.{end}": float(value)
+        for name, interval in metrics.get("intervals", {}).items()
+        for end, value in zip(("low", "high"), interval, strict=True)
+    }
+    return dict(numbers({**metrics, **parity})) | ends
 
 
 def flat_params(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -322,7 +322,10 @@ def _git_for_mlflow(facts: Facts) -> dict[str, str]:
 def _note(facts: Facts) -> str:
     """The run's description: what one would ask first."""
     tests = {name: value for name, value in facts.finals.items() if name.startswith("test.")}
-    rows = [f"| {name} | {value:.4g} |" for name, value in {**tests, **facts.latency}.items()]
+    rows = [
+        f"| {name} | {value:.4g}{_between(facts, name)} |"
+        for name, value in {**tests, **facts.latency}.items()
+    ]
     git = facts.lineage["git"]
     commit = f"`{git['commit'][:10]}`{' with changes' if git['dirty'] else ''}" if git else "none"
     signature = ", ".join(
@@ -341,6 +344,14 @@ def _note(facts: Facts) -> str:
             f"Register it: `slipway register {facts.experiment}`",
         ]
     )
+
+
+def _between(facts: Facts, name: str) -> str:
+    """The interval of a figure of the test split."""
+    place = f"interval.{name.removeprefix('test.')}"
+    if f"{place}.low" not in facts.finals:
+        return ""
+    return f" (95 %: {facts.finals[f'{place}.low']:.4g} to {facts.finals[f'{place}.high']:.4g})"
 
 
 def _now() -> int:

@@ -123,6 +123,7 @@ def made(scored, trained, manifest) -> str:
         task.declared(),
         settings,
         {"accuracy": 0.9},
+        {"accuracy": [0.88, 0.915]},
         PARITY,
         {"torch": "2"},
     )
@@ -130,7 +131,14 @@ def made(scored, trained, manifest) -> str:
 
 def test_a_card_states_the_facts(scored, trained):
     text = made(scored, trained, trained.manifest)
-    for fact in ("# digits", "CC BY 4.0", "| accuracy | 0.9 |", "lr 0.01", "torch 2", "1e-06"):
+    for fact in (
+        "# digits",
+        "CC BY 4.0",
+        "| accuracy | 0.9 | 0.88 to 0.915 |",
+        "lr 0.01",
+        "torch 2",
+        "1e-06",
+    ):
         assert fact in text
     assert prepared.digest(trained.manifest) in text
 

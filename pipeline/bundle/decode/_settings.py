@@ -22,6 +22,11 @@ class DecoderSettings(BaseModel):
         raise NotImplementedError
 
     @property
+    def gapped(self) -> bool:
+        """Whether a number may be missing from a row, and is NaN then."""
+        return False
+
+    @property
     def reads(self) -> tuple[str, ...]:
         """Files of the bundle that decoding needs."""
         return ()

@@ -1,0 +1,94 @@
+"""Columns of a row of a table that hold one of a few values, each value as its number."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from pipeline.bundle.decode._row import RowDecoder, as_csv, cells
+
+MEDIA = ("text/csv", "application/json", "text/tab-separated-values")
+EXAMPLE = "row.csv"
+
+GAP, UNSEEN, FIRST = 0, 1, 2
+"""The numbers of a gap, of a value that the training rows did not have, and of the first that they had."""
+
+
+class CategoricalDecoder(RowDecoder):
+    """How a row becomes `int64 [columns]`: 0 a gap, 1 a value never seen, then `values` by column."""
+
+    kind: Literal["categorical"] = "categorical"
+    values: tuple[tuple[str, ...], ...] = Field(description="by column, in the order of numbers")
+
+    @model_validator(mode="after")
+    def _of_each(self) -> CategoricalDecoder:
+        if len(self.values) != len(self.columns):
+            raise ValueError(f"values of {len(self.values)} columns for {len(self.columns)}")
+        for name, values in zip(self.columns, self.values, strict=True):
+            if len(set(values)) != len(values):
+                raise ValueError(f"column {name!r}: a value is listed twice")
+        return self
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """How many numbers each column has."""
+        return tuple(FIRST + len(values) for values in self.values)
+
+
+Settings = CategoricalDecoder
+
+
+def decode(
+    decoder: CategoricalDecoder, payload: bytes, _files: Mapping[str, bytes], _invert: bool
+) -> np.ndarray:
+    """int64 `[columns]`. Raises `DecodeError`."""
+    return np.array(
+        [
+            _number(text, values)
+            for text, values in zip(cells(decoder, payload), decoder.values, strict=True)
+        ],
+        np.int64,
+    )
+
+
+def encode(
+    decoder: CategoricalDecoder, row: np.ndarray, _files: Mapping[str, bytes]
+) -> tuple[str, bytes]:
+    """A CSV of the row; what was never seen is written as a text that no value is."""
+    texts = [
+        None if number == GAP else _unlike(values) if number == UNSEEN else values[number - FIRST]
+        for number, values in zip(row.tolist(), decoder.values, strict=True)
+    ]
+    return ".csv", as_csv(dict(zip(decoder.columns, texts, strict=True)))
+
+
+def hint(
+    decoder: CategoricalDecoder, payload: bytes, _files: Mapping[str, bytes], _invert: bool
+) -> str | None:
+    """Which values the training rows did not have."""
+    unseen = [
+        f"{name} {text!r}"
+        for name, text, values in zip(
+            decoder.columns, cells(decoder, payload), decoder.values, strict=True
+        )
+        if text is not None and text not in values
+    ]
+    if unseen:
+        return f"never seen in training: {', '.join(unseen)}; the answer is made without them"
+    return None
+
+
+def _number(text: str | None, values: tuple[str, ...]) -> int:
+    if text is None:
+        return GAP
+    return FIRST + values.index(text) if text in values else UNSEEN
+
+
+def _unlike(values: tuple[str, ...]) -> str:
+    text = "unseen"
+    while text in values:
+        text += "?"
+    return text

@@ -1,0 +1,279 @@
+"""A table in one file, with a column to learn."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.bundle.decode._row import GAPS
+from pipeline.columns import SUFFIXES, Column, Table, read
+from pipeline.config import ConfigError, suggestion
+from pipeline.data import table as tables
+from pipeline.dataset import DataError
+from stages.proposals import Hints, Proposal
+
+READS = f"a table with a column to learn ({', '.join(SUFFIXES)})"
+SECONDS = 180.0
+"""What a proposed training may take on one thread; a slower machine than ours has two minutes to spare."""
+
+SECONDS_PER_STEP = 2e-3
+"""Of an MLP of the proposed width in batches of `BATCH`, twice what was seen on a server core of 2023."""
+
+BATCH = 256
+WIDTH = 256
+EPOCHS = 60
+LIKELY = ("target", "label", "class", "y", "outcome", "response", "price", "value", "survived")
+"""Names of targets, beside the last column's."""
+
+MAX_WORDS = 8
+"""Mean words of a column's texts from which the table is one of texts."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The target, and why."""
+
+    target: tuple[str, ...]
+    teaches: str
+    why: str
+
+
+def propose(source: Path, hints: Hints) -> Proposal | None:
+    """Target, columns, network and passes for the file. Raises `DataError` where it is unusable."""
+    if not source.is_file() or not source.name.lower().endswith(SUFFIXES):
+        return None
+    table = read(source, GAPS)
+    if hints.text is not None or (_texts(table) and hints.task is None and hints.target is None):
+        return None
+    chosen = _choose(table, hints)
+    settings: dict[str, Any] = {
+        "name": "table",
+        "path": str(source),
+        "target": chosen.target if chosen.teaches == "tags" else chosen.target[0],
+        "teaches": "auto" if chosen.teaches == "tags" else chosen.teaches,
+    }
+    config = tables.Config(**settings)
+    found = tables.sort_out(table, config)
+    target, labels = tables.taught(table, config)
+    rows = len(target)
+    share = _share(target)
+    train = round(rows * (1 - 2 * share))
+    batch = min(BATCH, max(8, 2 ** int(np.log2(max(8, train / 20)))))
+    epochs = max(3, min(EPOCHS, int(SECONDS / (train / batch * SECONDS_PER_STEP))))
+    task = {"class": "classification", "number": "regression"}.get(chosen.teaches, "multilabel")
+    lines = TEXT.format(
+        path=_quoted(str(source)),
+        target=_quoted(list(chosen.target) if task == "multilabel" else chosen.target[0]),
+        why=chosen.why,
+        teaches="auto" if task == "multilabel" else chosen.teaches,
+        columns=_told(found),
+        numeric=_quoted([column.name for column in found.numeric]),
+        categorical=_quoted([column.name for column in found.categorical]),
+        ignore=_quoted(list(found.ignored)),
+        title=_quoted(f"table {source.name}"),
+        share=share,
+        width=WIDTH if train > 2000 else 64,
+        dropout=0.1 if train > 2000 else 0.2,
+        task=TASKS[task],
+        epochs=epochs,
+        batch=batch,
+        keep="best",
+        augment=_augment(found),
+        metrics="\n".join(f"  - {name}" for name in METRICS[task]),
+    )
+    told = [
+        f"{rows} rows; target {', '.join(chosen.target)}: {chosen.why}",
+        f"task {task}"
+        + (f", {len(labels)} labels: {_few(labels)}" if labels else "")
+        + " (--target COLUMN and --task regression, classification or multilabel choose otherwise)",
+        f"{len(found.numeric)} columns of numbers, {len(found.categorical)} of categories",
+        *(f"ignored: {name!r}, {why}" for name, why in found.ignored.items()),
+        f"network mlp, {epochs} epochs",
+    ]
+    return Proposal(lines, tuple(told))
+
+
+def _choose(table: Table, hints: Hints) -> Chosen:
+    names = [column.name for column in table.columns]
+    by_name = dict(zip(names, table.columns, strict=True))
+    if hints.task not in (None, "classification", "regression", "multilabel"):
+        known = ["classification", "regression", "multilabel"]
+        raise ConfigError(
+            f"--task: no {hints.task!r} for a table{suggestion(hints.task or '', known)}"
+        )
+    wanted = tuple(name.strip() for name in hints.target.split(",")) if hints.target else ()
+    if hints.target in names:
+        wanted = (hints.target,)
+    for name in wanted:
+        if name not in names:
+            raise ConfigError(f"--target: no column {name!r}{suggestion(name, names)}")
+    if len(wanted) > 1 or hints.task == "multilabel":
+        if len(wanted) < 2:
+            raise ConfigError("--task multilabel: name its columns, --target COLUMN,COLUMN,...")
+        return Chosen(wanted, "tags", "columns of 0 and 1, as asked for")
+    name, why = (wanted[0], "as asked for") if wanted else _likely(table)
+    if hints.task is not None:
+        return Chosen((name,), "class" if hints.task == "classification" else "number", why)
+    kind = tables.kind_of_target(by_name[name])
+    return Chosen((name,), kind, why)
+
+
+def _likely(table: Table) -> tuple[str, str]:
+    """The column that is named like a target, else the last one that can be learnt."""
+    useful = [c for c in table.columns if tables.useless(c) is None]
+    if len(useful) < 2:
+        raise DataError(f"{table.path}: no two columns that tell anything; name one with --target")
+    for likely in LIKELY:
+        for column in useful:
+            if re.fullmatch(rf"(.*[_ ])?{likely}", column.name, re.IGNORECASE):
+                return column.name, "named like a target"
+    return useful[-1].name, "the last column that tells anything"
+
+
+def _texts(table: Table) -> bool:
+    """Whether the table is one of texts: a column of many words."""
+    return any(_words(column) >= MAX_WORDS for column in table.columns)
+
+
+def _words(column: Column) -> float:
+    some = [str(text) for text in column.values[:200]]
+    return float(np.mean([text.count(" ") + 1 for text in some])) if len(some) > 20 else 0.0
+
+
+def _share(target: np.ndarray) -> float:
+    """Of the rows for validation and as much for the test, so that every label is in each."""
+    if target.dtype.kind == "f":
+        return 0.15
+    counts = np.bincount(target) if target.ndim == 1 else target.sum(0)
+    least = int(counts.min())
+    if least < 3:
+        raise DataError(
+            f"a label has {least} rows, and needs 3, to be in training, validation and test; gather more "
+            "of it, or leave it out"
+        )
+    return max(0.15, min(0.3, float(np.ceil(60 / least) / 100)))
+
+
+def _augment(found: tables.Sorted) -> str:
+    lines = []
+    if found.categorical:
+        lines += [
+            "    # So that the place of values never seen learns something.",
+            "    unseen: 0.01",
+        ]
+    if found.numeric:
+        lines += ["    # So that the place of gaps does.", "    gaps: 0.01"]
+    return "\n".join(lines)
+
+
+def _told(found: tables.Sorted) -> str:
+    return (
+        f"{len(found.numeric)} of numbers and {len(found.categorical)} of categories by their look"
+    )
+
+
+def _few(labels: tuple[str, ...]) -> str:
+    return ", ".join(labels[:6]) + (", ..." if len(labels) > 6 else "")
+
+
+def _quoted(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+METRICS = {
+    "classification": (
+        "accuracy",
+        "balanced_accuracy",
+        "macro_f1",
+        "log_loss",
+        "calibration_error",
+    ),
+    "regression": ("r2", "rmse", "mae", "median_absolute_error"),
+    "multilabel": (
+        "micro_f1",
+        "macro_f1",
+        "exact_match",
+        "mean_average_precision",
+        "roc_auc",
+        "log_loss",
+    ),
+}
+TASKS = {
+    "classification": """\
+  name: classification
+  label_smoothing: 0.0
+  # balanced: a rare class counts as much as a common one.
+  class_weights: none""",
+    "regression": """\
+  name: regression
+  # absolute or huber where a few rows are far off.
+  loss: squared""",
+    "multilabel": """\
+  name: multilabel
+  # Lower finds more labels, and says more of them wrongly.
+  threshold: 0.5""",
+}
+TEXT = """\
+data:
+  name: table
+  path: {path}
+  # To learn: {why}.
+  target: {target}
+  # class, number, or auto: texts and few integers are classes.
+  teaches: {teaches}
+  # {columns}.
+  numeric: {numeric}
+  categorical: {categorical}
+  ignore: {ignore}
+  encoding:
+    categories: one_hot
+    # log: for numbers with long tails.
+    numbers: linear
+    clip: 10.0
+    waves: 0
+  title: {title}
+  licence: not stated
+  split:
+    validation: {share}
+    test: {share}
+    seed: 0
+model:
+  name: mlp
+  depth: 2
+  width: {width}
+  activation: relu
+  batch_norm: false
+  dropout: {dropout}
+  initialisation: default
+task:
+{task}
+train:
+  lr: 0.002
+  epochs: {epochs}
+  batch_size: {batch}
+  seed: 1
+  threads: 1
+  device: auto
+  optimiser:
+    name: adamw
+    weight_decay: 0.02
+  schedule:
+    name: cosine
+    warmup: 0.1
+  augment:
+{augment}
+  early_stopping:
+    metric: loss
+    patience: 0
+    keep: {keep}
+metrics:
+{metrics}
+export:
+  opset: 20
+  golden_rows: 20
+"""
