@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.config import ConfigError
+from pipeline.dataset import DataError
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,16 @@ def propose(source: Path, hints: Hints | None = None) -> Proposal:
         importlib.import_module(f"{__name__}.{found.name}")
         for found in pkgutil.iter_modules(__path__)
     ]
+    refused = None
     for kind in kinds:
-        proposal = kind.propose(source, hints or Hints())
+        try:
+            proposal = kind.propose(source, hints or Hints())
+        except DataError as error:  # another kind may read what this one cannot
+            refused = refused or error
+            continue
         if isinstance(proposal, Proposal):
             return proposal
+    if refused is not None:
+        raise refused
     known = "; ".join(kind.READS for kind in kinds)
     raise ConfigError(f"{source}: nothing here that is known; expected one of: {known}")

@@ -48,7 +48,7 @@ def propose(source: Path, hints: Hints) -> Proposal | None:
     if not source.is_file() or not source.name.lower().endswith(SUFFIXES):
         return None
     table = read(source, GAPS)
-    if hints.text is not None or (_texts(table) and hints.task is None and hints.target is None):
+    if hints.text is not None or _texts(table):
         return None
     chosen = _choose(table, hints)
     settings: dict[str, Any] = {
@@ -72,6 +72,7 @@ def propose(source: Path, hints: Hints) -> Proposal | None:
         why=chosen.why,
         teaches="auto" if task == "multilabel" else chosen.teaches,
         columns=_told(found),
+        numbers="log" if any(map(_long_tail, found.numeric)) else "linear",
         numeric=_quoted([column.name for column in found.numeric]),
         categorical=_quoted([column.name for column in found.categorical]),
         ignore=_quoted(list(found.ignored)),
@@ -136,8 +137,10 @@ def _likely(table: Table) -> tuple[str, str]:
 
 
 def _texts(table: Table) -> bool:
-    """Whether the table is one of texts: a column of many words."""
-    return any(_words(column) >= MAX_WORDS for column in table.columns)
+    """Whether the table is one of texts: a column of many words, and no more than a label beside it."""
+    texts = [column for column in table.columns if _words(column) >= MAX_WORDS]
+    others = [c for c in table.columns if c not in texts and tables.useless(c) is None]
+    return bool(texts) and len(others) <= 1
 
 
 def _words(column: Column) -> float:
@@ -157,6 +160,13 @@ def _share(target: np.ndarray) -> float:
             "of it, or leave it out"
         )
     return max(0.15, min(0.3, float(np.ceil(60 / least) / 100)))
+
+
+def _long_tail(column: Column) -> bool:
+    """Whether a few numbers lie far above all others, as incomes and counts do."""
+    numbers = column.numbers()
+    low, middle, high = np.nanquantile(numbers, (0.01, 0.5, 0.999))
+    return bool(low >= 0 and high - middle > 8 * max(middle - low, 1e-9))
 
 
 def _augment(found: tables.Sorted) -> str:
@@ -233,7 +243,7 @@ data:
   encoding:
     categories: one_hot
     # log: for numbers with long tails.
-    numbers: linear
+    numbers: {numbers}
     clip: 10.0
     waves: 0
   title: {title}

@@ -129,9 +129,11 @@ def gather(experiment: Experiment, layout: Layout) -> Facts:
 
 def finals(metrics: Mapping[str, Any], parity: Mapping[str, Any]) -> dict[str, float]:
     """The single numbers of both reports, and the ends of each interval."""
+    found = metrics.get("intervals")
+    intervals = found if isinstance(found, Mapping) else {}
     ends = {
         f"interval.{name}.{end}": float(value)
-        for name, interval in metrics.get("intervals", {}).items()
+        for name, interval in intervals.items()
         for end, value in zip(("low", "high"), interval, strict=True)
     }
     return dict(numbers({**metrics, **parity})) | ends

@@ -244,6 +244,18 @@ def test_a_table_becomes_an_experiment(folder, options, task, target) -> None:
     assert len(raw.target) == 400
 
 
+def test_a_table_of_one_text_and_a_label_is_none_of_columns(folder) -> None:
+    """Another kind reads it; here it is not taken for ids and an answer without a question."""
+    from stages.proposals import Hints
+    from stages.proposals.table import propose
+
+    words = "the film that I saw on that evening was number"
+    rows = "".join(f"{words} {i},{'good' if i % 2 else 'bad'}\n" for i in range(60))
+    (folder / "reviews.csv").write_text("text,label\n" + rows)
+    assert propose(folder / "reviews.csv", Hints()) is None
+    assert propose(table(folder / "flats.csv"), Hints(text="city")) is None
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
