@@ -31,6 +31,9 @@ EXAMPLE_ROWS = 3
 EXAMPLE_LENGTH = 1999
 """Of a free axis in that example: unlike any number that a network holds, so that none is confused."""
 
+WHOLE = 1 << 40
+"""Bytes; a constant of any size that a graph can hold is computed once, when it is written."""
+
 
 class ExportError(RuntimeError):
     """The graph is not what was asked for; nothing of it may be shipped."""
@@ -56,6 +59,7 @@ def export(
     """
     import onnx
     import torch
+    from onnxscript import optimizer
 
     example = tuple(
         torch.from_numpy(np.zeros(_example_shape(declared), declared.dtype)) for declared in inputs
@@ -78,6 +82,9 @@ def export(
             verbose=False,
         )
     assert program is not None
+    # The exporter leaves large weights in the order that training has them; a quantiser, and whoever
+    # loads the graph, wants each as it is used.
+    optimizer.optimize_ir(program.model, input_size_limit=WHOLE, output_size_limit=WHOLE)
     model = canonical(program.model_proto, metadata)
     check(model, inputs, outputs, opset)
     onnx.checker.check_model(model, full_check=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 Activation = Literal["relu", "leaky_relu", "gelu", "silu", "elu", "tanh", "sigmoid"]
@@ -39,14 +40,26 @@ def initialise(body: nn.Module, how: Initialisation, nonlinearity: Activation) -
         return body
     gain = nn.init.calculate_gain(nonlinearity if nonlinearity in ("tanh", "sigmoid") else "relu")
     for module in body.modules():
-        if not isinstance(module, (nn.Linear, nn.Conv2d)):
-            continue
-        if how == "kaiming":
-            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-        elif how == "xavier":
-            nn.init.xavier_uniform_(module.weight, gain)
-        else:
-            nn.init.orthogonal_(module.weight, gain)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            _draw(module.weight, how, gain)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.RNNBase):
+            for name, parameter in module.named_parameters():
+                if name.startswith("bias"):
+                    nn.init.zeros_(parameter)
+                    continue
+                for gate in parameter.detach().split(module.hidden_size):
+                    _draw(gate, how, gain)
     return body
+
+
+def _draw(weight: torch.Tensor, how: Initialisation, gain: float) -> None:
+    from torch import nn
+
+    if how == "kaiming":
+        nn.init.kaiming_normal_(weight, nonlinearity="relu")
+    elif how == "xavier":
+        nn.init.xavier_uniform_(weight, gain)
+    else:
+        nn.init.orthogonal_(weight, gain)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from pipeline.config import ConfigError, build
-from pipeline.models import cnn, mlp, resnet
+from pipeline.models import cnn, mlp, recurrent, resnet, transformer
 
 
 def count(module: nn.Module, kind: type[nn.Module]) -> int:
@@ -81,3 +81,27 @@ def test_an_mlp_may_narrow():
 def test_an_mlps_widths_say_it_all(settings):
     with pytest.raises(ConfigError, match=r"model: widths"):
         build(mlp.Config, {"name": "mlp", "widths": [8, 4], **settings}, "model")
+
+
+def test_an_initialisation_draws_each_gate_on_its_own():
+    config = recurrent.Config(name="recurrent", width=8, initialisation="orthogonal")
+    body = recurrent.build(config, (8,), 2)
+    own = dict(body.layers[0].passes[1].named_parameters())
+    for gate in own["weight_hh_l0"].split(8):
+        assert torch.allclose(gate @ gate.T, torch.eye(8), atol=1e-5)
+    assert not own["bias_ih_l0"].any()
+
+
+@pytest.mark.parametrize("settings", [{"width": 10, "heads": 4}, {"width": 9, "heads": 3}])
+def test_a_transformers_width_divides(settings):
+    with pytest.raises(ConfigError, match=r"model: width: \d+ "):
+        build(transformer.Config, {"name": "transformer", **settings}, "model")
+
+
+def test_steps_beyond_the_learned_positions_share_the_last():
+    config = transformer.Config(
+        name="transformer", width=8, depth=1, positions="learned", longest=3, dropout=0
+    )
+    positions = transformer.build(config, (4,), 2).positions(torch.zeros(1, 6, 8))[0]
+    assert not torch.equal(positions[1], positions[2])
+    assert torch.equal(positions[2], positions[3]) and torch.equal(positions[3], positions[5])
