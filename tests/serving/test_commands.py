@@ -243,6 +243,20 @@ def test_servers_of_several_models_ask_which(server: Live) -> None:
     assert tensors.exit_code == 1 and "takes tensors" in tensors.stderr
 
 
+def test_a_folder_of_data_gives_way_to_the_bundle_of_its_name(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(bundle, tmp_path / "bundles" / "pets")
+    (tmp_path / "pets" / "cats").mkdir(parents=True)
+    (tmp_path / "pets" / "cats" / "1.png").write_bytes(picture())
+    assert slipway("predict", "pets", "pets/cats/1.png").exit_code == 0
+    assert slipway("inspect", "pets").exit_code == 0
+    (tmp_path / "pets" / "other" / "1").mkdir(parents=True)
+    (tmp_path / "pets" / "other" / "1" / "manifest.json").touch()  # now a repository
+    assert "pets" in slipway("inspect", "pets").stderr
+
+
 @pytest.mark.parametrize(
     ("where", "file", "code", "told"),
     [
