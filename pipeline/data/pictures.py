@@ -239,17 +239,27 @@ def _matching(found: Found, patterns: tuple[str, ...]) -> np.ndarray:
 
 
 def _rows(decoder: ImageDecoder, folder: Path, found: Found) -> Iterator[np.ndarray]:
-    mistakes = []
+    mistakes, empty = [], []
     for file in found.files:
         path = folder / file
         try:
             if (size := path.stat().st_size) > MAX_BYTES:
                 raise DecodeError(f"{size} bytes; at most {MAX_BYTES} are read")
-            yield decode(decoder, path.read_bytes())
+            row = decode(decoder, path.read_bytes())
+            if row.max() == row.min():
+                empty.append(file)
+            yield row
         except (DecodeError, OSError) as error:
             mistakes.append(f"{file}: {error}")
     if mistakes:
         raise listed(mistakes, f"{folder}: files that cannot be read; mend or remove them")
+    if len(empty) > 1:
+        print(
+            f"warning: {folder}: {len(empty)} pictures show nothing once they are read ({empty[0]}, ...), "
+            "so they are all alike. What is transparent counts as black, on which dark strokes are lost: "
+            "save such pictures on white",
+            flush=True,
+        )
 
 
 def _folders(folder: Path) -> list[Path]:
