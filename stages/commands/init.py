@@ -71,8 +71,8 @@ def command(
         fail(str(error), 1)
     if (own := source or data) and unknown_to_queue(own):
         click.echo(
-            f"  neither git nor DVC knows {own}: before `dvc exp run --queue` or `--temp`, "
-            f"`dvc add {own}`; or give them `-C {own}`"
+            f"  git does not know {own}: before `dvc exp run --queue` or `--temp`, "
+            f"`dvc add {own} && git add {own}.dvc`; or give them `-C {own}`"
         )
     click.echo(f"added experiments.{added}; next: dvc repro track@{added}")
 
@@ -88,11 +88,11 @@ def from_project(path: Path) -> Path:
 
 def unknown_to_queue(path: Path) -> bool:
     """Whether the copy of the project that a queued experiment runs in will lack `path`."""
-    if path.is_absolute() or Path(f"{path}.dvc").exists():
+    if path.is_absolute():
         return False
     try:
         known = subprocess.run(
-            ["git", "ls-files", "--", str(path)],
+            ["git", "ls-files", "--", str(path), f"{path}.dvc"],
             capture_output=True,
             timeout=GIT_PATIENCE,
             check=True,

@@ -132,7 +132,7 @@ def test_a_folder_outside_the_project_is_named_whole(folder: Path) -> None:
 
 
 def test_what_the_queue_would_lack_is_told(folder: Path) -> None:
-    told = "`dvc add own`; or give them `-C own`"
+    told = "`dvc add own && git add own.dvc`; or give them `-C own`"
     assert told not in init("own", "--name", "without-git").output
     subprocess.run(["git", "init", "-q"], check=True)
     assert told in init("own", "--name", "unknown").output
@@ -140,6 +140,8 @@ def test_what_the_queue_would_lack_is_told(folder: Path) -> None:
     assert told not in init("own", "--name", "known-to-git").output
     subprocess.run(["git", "rm", "-rq", "--cached", "own"], check=True)
     (folder / "own.dvc").touch()
+    assert told in init("own", "--name", "known-to-dvc-alone").output
+    subprocess.run(["git", "add", "own.dvc"], check=True)
     assert told not in init("own", "--name", "known-to-dvc").output
 
 
