@@ -522,3 +522,19 @@ def test_no_op_takes_little_processor_time(tracked: State) -> None:
     )
     seconds = min(float(tracked.run("-c", measure).stdout.split()[-1]) for _ in range(3))
     assert seconds < 1.0, f"{seconds:.2f} s; on an idle machine 0.35 s"
+
+
+def test_the_ends_of_an_interval_are_metrics_and_its_words_are_none() -> None:
+    from stages.tracking.facts import finals
+
+    report = {
+        "test": {"r2": 0.8},
+        "interval": "r2 0.79 to 0.82",
+        "intervals": {"r2": [0.79, 0.82]},
+    }
+    assert finals(report, {}) == {
+        "test.r2": 0.8,
+        "interval.r2.low": 0.79,
+        "interval.r2.high": 0.82,
+    }
+    assert finals({"test": {"r2": 0.8}, "intervals": [1]}, {}) == {"test.r2": 0.8}
