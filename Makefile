@@ -10,7 +10,6 @@ PYTHON     ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 TORCH_INDEX ?=
 EXPERIMENT ?= digits-cnn
 PORT       ?= 8000
-GRPC_PORT  ?= $(shell expr $(PORT) + 1)
 UI_PORT    ?= 5000
 KILLS      ?= 200
 STOPS      ?= 100
@@ -71,10 +70,10 @@ format: $(STAMP) ## rewrite the code in the house style
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-serve: $(STAMP) ## serve a bundle: make serve EXPERIMENT=digits-cnn PORT=8000 GRPC_PORT=8001
+serve: $(STAMP) ## serve a bundle: make serve EXPERIMENT=digits-cnn PORT=8000
 	@test -d "bundles/$(EXPERIMENT)" || { exec >&2; \
 	  echo "No bundle at bundles/$(EXPERIMENT): 'make run' builds it, EXPERIMENT=name picks another."; exit 1; }
-	@$(BIN)/slipway serve "bundles/$(EXPERIMENT)" --port $(PORT) --grpc-port $(GRPC_PORT)
+	@$(BIN)/slipway serve "bundles/$(EXPERIMENT)" --port $(PORT)
 
 ui: $(STAMP) ## open MLflow on this project's runs: make ui UI_PORT=5000
 	@$(BIN)/python -m stages.commands.ui --port $(UI_PORT)
@@ -153,8 +152,8 @@ $(STAMP): $(LOCKS) pyproject.toml
 	  || "$(PYTHON)" -m venv --clear $(VENV)
 	@echo "Setting up $(VENV): 1.6 GB with torch's CPU build, some 5 GB more with CUDA's;"
 	@echo "about a minute once downloaded ..."
-	@$(PIP) --require-hashes -r requirements/train.txt
-	@$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r requirements/torch.txt
+	@$(PIP) --no-deps --require-hashes -r requirements/train.txt
+	@$(PIP) --no-warn-conflicts $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r requirements/torch.txt
 	@$(PIP) --no-deps --no-build-isolation --editable .
 	@echo "... compiling, so that no run has to ..."
 	@$(BIN)/python -m compileall -qq -j 0 -x '/(tests?|testing)/' $(VENV)/lib || true

@@ -81,9 +81,9 @@ class RawData:
 
     `given_test` and `given_validation` are bool `[rows]` where the data set comes with such a set of
     its own; `files` names the file of each row, below the data's path, where every row has one, and
-    `first_row` is the number that messages give the first row elsewhere; `sample(row)` gives
-    (suffix, bytes) of a row as a file, where it has none. `frontend` are the settings of the arithmetic
-    between tensors and features.
+    `first_row` is the number that messages give the first row elsewhere, or `lines` the line of the file
+    that each begins in; `sample(row)` gives (suffix, bytes) of a row as a file, where it has none.
+    `frontend` are the settings of the arithmetic between tensors and features.
     """
 
     rows: Encoded | Callable[[np.ndarray], Encoded]
@@ -96,23 +96,21 @@ class RawData:
     given_validation: np.ndarray | None = None
     files: tuple[str, ...] = ()
     first_row: int = 0
+    lines: Sequence[int] = ()
     sample: Callable[[int], tuple[str, bytes]] | None = None
     frontend: Section = field(default_factory=lambda: pixels.Config(name="pixels"))
     source: Mapping[str, str] = field(default_factory=dict)
 
     def row(self, number: int | np.intp) -> str:
         """What a message calls a row."""
+        if len(self.lines):
+            return f"line {self.lines[int(number)]}"
         return self.files[number] if self.files else f"row {int(number) + self.first_row}"
-
-
-def counted(number: int, noun: str) -> str:
-    """`1 picture`, `3 pictures`."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def listed(mistakes: list[str], what: str) -> DataError:
     """One error for many: the first `SHOWN` on a line each, the rest counted."""
-    lines = [f"{what}:", *(f"  {mistake}" for mistake in mistakes[:SHOWN])]
+    lines = [f"{what}: {len(mistakes)}", *(f"  {mistake}" for mistake in mistakes[:SHOWN])]
     if len(mistakes) > SHOWN:
         lines.append(f"  ... and {len(mistakes) - SHOWN} more")
     return DataError("\n".join(lines))

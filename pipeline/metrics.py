@@ -121,6 +121,15 @@ def roc_auc(logits: np.ndarray, target: np.ndarray) -> float:
     return _mean(lambda scores, positive: area(*roc(scores, positive)), logits, target)
 
 
+@metric("class", better="higher", agreement="equal")
+def f1(probabilities: np.ndarray, target: np.ndarray) -> float:
+    """F1 of the rarest class, usually the one that is looked for."""
+    matrix = confusion(probabilities, target)
+    rows = matrix.sum(1)
+    rare = int(np.where(rows > 0, rows, len(target) + 1).argmin())
+    return float(2 * matrix[rare, rare] / max(1, rows[rare] + matrix[:, rare].sum()))
+
+
 @metric("class", "tags", better="lower", agreement="close")
 def log_loss(answer: np.ndarray, target: np.ndarray) -> float:
     """Mean negative log probability of the target, in nats; of tags, over all labels."""

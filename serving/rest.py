@@ -67,7 +67,7 @@ STATUS: dict[type[errors.ServingError], HTTPStatus] = {
 # curl sends the form type with `--data-binary` unless told otherwise; what it sends is no form.
 CURL_DEFAULT = "application/x-www-form-urlencoded"
 INFER_TYPES = ("", JSON, BINARY, "text/json", CURL_DEFAULT)
-ROW_TYPES = ("text/csv", "text/tab-separated-values", JSON)
+ROW_TYPES = ("text/plain", "text/csv", "text/tab-separated-values", JSON)
 FILE_TYPES = ("", BINARY, CURL_DEFAULT, *ROW_TYPES)
 FILES_EXPECTED = ", ".join(("image/...", *ROW_TYPES, BINARY))
 MAX_ROUTES, MAX_PATH = 1024, 512
@@ -502,8 +502,7 @@ def _invert(query: str) -> bool:
     for key, value in fields:
         if key != "invert" or value.lower() not in TRUE + FALSE:
             raise errors.InvalidRequest(
-                "query: expected invert=true (or 1, yes) or invert=false (or 0, no), got "
-                f"{key[:80]}={value[:80]}"
+                f"query: expected invert=true or invert=false, got {key[:80]}={value[:80]}"
             )
         invert = value.lower() in TRUE
     return invert

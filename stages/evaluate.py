@@ -13,9 +13,10 @@ from stages.params import Experiment
 @stage
 def command(experiment: Experiment, layout: Layout) -> None:
     """Evaluate EXPERIMENT on its test split."""
+    import numpy as np
     from safetensors.numpy import save_file
 
-    from pipeline import evaluate, pictures, prepared
+    from pipeline import evaluate, mistakes, pictures, prepared
     from pipeline.bundle.manifest import canonical_json, sha256
     from pipeline.determinism import make_deterministic
     from pipeline.evaluate import significant
@@ -40,7 +41,20 @@ def command(experiment: Experiment, layout: Layout) -> None:
         lambda some, target: task.scores(some, target, experiment.metrics), answers, rows.target
     )
     write_atomically(layout.metrics, canonical_json(report(rounded, spread)))
-    for name, table in task.tables(answers, rows.target).items():
+    tables = task.tables(answers, rows.target)
+    declared = manifest.inputs[0]
+    if "probabilities" in answers and manifest.target.kind == "class" and declared.decoder:
+        files = {name: (layout.data / name).read_bytes() for name in manifest.files}
+        worst = mistakes.table(
+            answers["probabilities"],
+            np.asarray(rows.target),
+            manifest.labels,
+            rows.arrays[declared.name],
+            declared.decoder,
+            files,
+        )
+        tables |= {"mistakes": worst} if worst else {}
+    for name, table in tables.items():
         write_atomically(layout.tables / f"{name}.csv", csv_bytes(table))
     drawn = task.pictures(answers, rows)
     drawn["curves.svg"] = pictures.curves(layout.history.read_text())

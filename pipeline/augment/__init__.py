@@ -18,6 +18,7 @@ from pydantic import Field
 from pipeline.augment.categorical import Settings as Categorical
 from pipeline.augment.image import Settings as Image
 from pipeline.augment.numeric import Settings as Numeric
+from pipeline.augment.text import Settings as Text
 from pipeline.config import ConfigError
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ _KINDS = {
 }
 
 
-class Augment(Categorical, Numeric, Image):
+class Augment(Categorical, Numeric, Text, Image):
     """What happens to training rows at random; all 0 or false: nothing."""
 
     mixup: float = Field(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pydantic import Field
 
+from pipeline.bundle.decode.text import PADDING, UNKNOWN, TextDecoder
 from pipeline.bundle.manifest import Input
 from pipeline.config import Section
 from pipeline.statistics import Statistics
@@ -16,25 +17,21 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-PADDING = 0
-"""The id that fills up shorter rows of a batch."""
-UNKNOWN = 1
-"""The id of whatever is not in the vocabulary."""
-
 
 class Embedding(Section):
     """How a token becomes numbers."""
 
     width: int = Field(128, ge=1, le=8192, description="numbers that stand for a token")
     dropout: float = Field(0.0, ge=0, lt=1, description="share of them dropped while training")
+    segments: int = Field(
+        1, ge=1, description="parts, each averaged, that a model of a fixed size (mlp) reads"
+    )
 
 
 class Config(Embedding):
-    """An embedding's settings with the size of its table."""
+    """An embedding's settings; how large its table is, the tokenizer tells."""
 
     name: str
-    vocabulary: int = Field(ge=2, description="ids, padding among them")
-    segments: int = Field(1, ge=1, description="parts that a model of a fixed size reads")
 
 
 def measure(
@@ -51,15 +48,19 @@ def build(config: Config, inputs: Sequence[Input], statistics: Statistics) -> nn
 
     from pipeline.forms import Features
 
+    decoder = inputs[0].decoder
+    assert isinstance(decoder, TextDecoder)
+    vocabulary = decoder.vocabulary
+
     class Tokens(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.features = Features("sequence", (config.width,), config.segments)
-            self.table = nn.Embedding(config.vocabulary, config.width, padding_idx=PADDING)
+            self.table = nn.Embedding(vocabulary, config.width, padding_idx=PADDING)
             self.dropout = nn.Dropout(config.dropout)
 
         def forward(self, token_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            known = (token_ids >= 0) & (token_ids < config.vocabulary)
+            known = (token_ids >= 0) & (token_ids < vocabulary)
             ids = torch.where(known, token_ids, UNKNOWN)  # a stranger's tensor holds any number
             # Up to the last token: padding between two is a step that says nothing.
             there = (ids != PADDING).flip(1).cumsum(1).flip(1) > 0

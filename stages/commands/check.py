@@ -11,25 +11,17 @@ from pathlib import Path
 import click
 
 from pipeline.config import ConfigError
-from stages.commands.remove import listed_in_graph
 from stages.entry import fail
 from stages.params import load
 
 
 @click.command(name="check")
 def command() -> None:
-    """Check params.yaml whole, as every stage does; nothing is run and nothing deleted."""
+    """Check params.yaml whole, as every stage does."""
     try:
-        experiments = load()
-        for name, experiment in experiments.items():
+        for name, experiment in load().items():
             path = Path(experiment.data.config.path)
             if not path.exists():
                 raise ConfigError(f"experiments.{name}.data.path: {path} does not exist")
     except ConfigError as error:
         fail(str(error), 2)
-    for name in sorted(listed_in_graph() - set(experiments)):
-        click.echo(
-            f"warning: dvc.yaml lists files of {name}, and there is no experiments.{name}; "
-            f"`slipway remove {name}` takes those lines out",
-            err=True,
-        )

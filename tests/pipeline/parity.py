@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from pipeline import export, optimise, plugins
+from pipeline.bundle.decode.text import TextDecoder
 from pipeline.bundle.manifest import Input
 from pipeline.config import build
 from pipeline.frontends import tokens
@@ -33,10 +34,15 @@ IMAGE = Input(
     name="image", dtype="uint8", shape=("batch", HEIGHT, WIDTH, CHANNELS), units="grey level"
 )
 
-TOKENS = Input(
-    name="token_ids", dtype="int64", shape=("batch", "tokens"), padding=0, units="id of a token"
-)
 VOCABULARY = 50
+TOKENS = Input(
+    name="token_ids",
+    dtype="int64",
+    shape=("batch", "tokens"),
+    decoder=TextDecoder(longest=LENGTHS[-1], vocabulary=VOCABULARY),
+    padding=0,
+    units="id of a token",
+)
 
 
 def pictures(rows: int, _length: int) -> torch.Tensor:
@@ -72,7 +78,7 @@ def worst_difference(name: str, task_name: str, values: dict[str, Any]) -> float
     target, taught = TARGETS[tasks.Task.teaches]
     task = tasks.Task(tasks.Config(name=task_name), target)
     if model.READS == "sequence":
-        settings = tokens.Config(name="tokens", width=6, vocabulary=VOCABULARY)
+        settings = tokens.Config(name="tokens", width=6)
         declared, draw, lengths = TOKENS, texts, LENGTHS
         frontend = tokens.build(settings, [TOKENS], {})
     else:

@@ -1,0 +1,215 @@
+"""Texts in one file, with a label in each row."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.config import ConfigError, suggestion
+from pipeline.data import texts
+from pipeline.dataset import DataError
+from stages.proposals import Hints, Proposal
+
+READS = "a file of texts with a label in each row (.csv, .tsv)"
+SECONDS = 150.0
+"""What a proposed training may take on one thread; a slower machine than ours has as much to spare."""
+
+SECONDS_PER_TOKEN = 12e-6
+"""Of a GRU of the proposed width, forward and back, twice what was seen on a server core of 2023."""
+
+EPOCHS = 8
+BATCH = 64
+MIN_WORDS = 3.0
+"""Mean words of a column's texts from which it is one of texts rather than of names."""
+
+MOST_LABELS = 50
+"""Different values up to which a column is taken for the labels."""
+
+LABELS = ("label", "class", "category", "sentiment", "target", "topic", "rating")
+ENCODINGS = ("utf-8", "windows-1252")
+
+
+def propose(source: Path, hints: Hints) -> Proposal | None:
+    """Columns, lengths, network and passes for the file. Raises `DataError` where it is unusable."""
+    if not source.is_file() or source.suffix.lower() not in texts.SUFFIXES:
+        return None
+    if hints.task not in (None, "classification"):
+        raise ConfigError(f"--task: {hints.task!r} is not for texts; they are classified")
+    encoding, quoting = _form(source)
+    settings = {"name": "texts", "path": str(source), "encoding": encoding, "quoting": quoting}
+    table = texts.read(source, texts.Config(**settings))
+    text, label = _columns(table, hints)
+    config = texts.Config(**settings, text=text, label=label)
+    found, labels = texts.sort_out(table, config)
+    counts = Counter(labels)
+    if len(counts) < 2:
+        raise DataError(f"{source}: {label} is {labels[0]!r} in every row")
+    rare, least = min(counts.items(), key=lambda item: item[1])
+    if least < 3:
+        raise DataError(
+            f"{source}: label {rare!r} has {least} rows, and needs 3, to be in training, validation and "
+            "test; gather more of it, or leave it out; --target names another column"
+        )
+    words = np.array([len(one.split()) for one in found])
+    longest = int(min(256, max(16, 8 * np.ceil(1.4 * np.percentile(words, 98) / 8))))
+    share = max(0.1, min(0.3, float(np.ceil(30 / least) / 100)))
+    train = round(len(found) * (1 - 2 * share))
+    tokens = train * min(longest, 1.4 * float(words.mean()) + 8)
+    epochs = int(
+        max(2, min(EPOCHS if train > 2000 else 20, SECONDS / (tokens * SECONDS_PER_TOKEN)))
+    )
+    uneven = least < 0.5 * len(found) / len(counts)
+    lines = TEXT.format(
+        path=_quoted(str(source)),
+        text=_quoted(text),
+        label=_quoted(label),
+        quoting=str(quoting).lower(),
+        encoding=encoding,
+        longest=longest,
+        title=_quoted(f"texts of {source.name}"),
+        share=share,
+        epochs=epochs,
+        batch=min(BATCH, max(8, 2 ** int(np.log2(max(8, train / 20))))),
+        f1="  - f1\n" if len(counts) == 2 and uneven else "",
+    )
+    return Proposal(
+        lines,
+        (
+            f"{len(found)} texts in the column {text!r} (--text COLUMN chooses another), usually of "
+            f"{round(float(np.median(words)))} words; {encoding}"
+            + ("" if quoting else ", quotes are text"),
+            f"{len(counts)} labels in the column {label!r} (--target COLUMN): "
+            + ", ".join(f"{name} {count}" for name, count in counts.most_common(6))
+            + (", ..." if len(counts) > 6 else ""),
+            f"network recurrent (gru), {epochs} epochs, the first {longest} tokens of each text",
+        ),
+    )
+
+
+def _form(source: Path) -> tuple[str, bool]:
+    """Encoding, and whether quotes hold cells: the first way in which the file can be read."""
+    error: DataError | None = None
+    for encoding in ENCODINGS:
+        for quoting in (True, False):
+            try:
+                texts.read(
+                    source,
+                    texts.Config(
+                        name="texts", path=str(source), encoding=encoding, quoting=quoting
+                    ),
+                )
+            except DataError as found:
+                error = error or found
+            else:
+                return encoding, quoting
+    assert error is not None
+    raise error
+
+
+def _columns(table: texts.Table, hints: Hints) -> tuple[str, str]:
+    """The column of the longest texts, and the one of labels. Raises `ConfigError`, `DataError`."""
+    for option, name in (("--text", hints.text), ("--target", hints.target)):
+        if name is not None and name not in table.columns:
+            raise ConfigError(
+                f"{option}: no column {name!r}{suggestion(name, list(table.columns))}"
+            )
+    cells = dict(zip(table.columns, zip(*table.rows, strict=True), strict=True))
+    words = {
+        name: float(np.mean([len(cell.split()) for cell in column[:1000]]))
+        for name, column in cells.items()
+        if name != hints.target
+    }
+    text = hints.text or max(words, key=words.__getitem__)
+    if hints.text is None and words[text] < MIN_WORDS:
+        raise DataError(f"no column holds texts; name it with --text ({', '.join(table.columns)})")
+    few = [
+        name
+        for name, column in cells.items()
+        if name != text and len(set(column)) <= min(MOST_LABELS, len(column) // 3)
+    ]
+    named = [name for likely in LABELS for name in few if likely in name.lower()]
+    label = hints.target or next(iter([*named, *few[::-1]]), None)
+    if label is None:
+        raise DataError(
+            f"no column holds labels (at most {MOST_LABELS} different ones); name it with --target "
+            f"({', '.join(table.columns)})"
+        )
+    return text, label
+
+
+def _quoted(value: str) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+TEXT = """\
+data:
+  name: texts
+  path: {path}
+  text: {text}
+  label: {label}
+  # Whether "..." holds a text; otherwise quotes are part of it.
+  quoting: {quoting}
+  encoding: {encoding}
+  # Tokens of a text that are read: nearly all of nearly every text.
+  longest: {longest}
+  vocabulary:
+    # words; or bpe or wordpiece, parts of words, for languages that build long ones.
+    kind: words
+    lowercase: true
+    most: 20000
+    least: 2
+  embedding:
+    width: 128
+    dropout: 0.3
+  title: {title}
+  licence: not stated
+  split:
+    validation: {share}
+    test: {share}
+    seed: 0
+model:
+  name: recurrent
+  cell: gru
+  depth: 1
+  width: 128
+  bidirectional: true
+  pooling: attention
+  dropout: 0.4
+  initialisation: orthogonal
+task:
+  name: classification
+  label_smoothing: 0.0
+train:
+  lr: 0.003
+  epochs: {epochs}
+  batch_size: {batch}
+  seed: 1
+  threads: 1
+  device: auto
+  optimiser:
+    name: adamw
+    weight_decay: 0.1
+  schedule:
+    name: one_cycle
+    warmup: 0.2
+  clip_norm: 1.0
+  augment:
+    # So that the place of words never seen learns something.
+    drop_tokens: 0.1
+  early_stopping:
+    metric: loss
+    patience: 0
+    keep: best
+metrics:
+  - accuracy
+{f1}  - balanced_accuracy
+  - macro_f1
+  - log_loss
+  - calibration_error
+export:
+  opset: 20
+  golden_rows: 20
+"""
