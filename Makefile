@@ -10,6 +10,7 @@ PYTHON     ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 TORCH_INDEX ?=
 EXPERIMENT ?= digits-cnn
 PORT       ?= 8000
+GRPC_PORT  ?= $(shell expr $(PORT) + 1)
 UI_PORT    ?= 5000
 KILLS      ?= 200
 STOPS      ?= 100
@@ -70,10 +71,10 @@ format: $(STAMP) ## rewrite the code in the house style
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-serve: $(STAMP) ## serve a bundle: make serve EXPERIMENT=digits-cnn PORT=8000
+serve: $(STAMP) ## serve a bundle: make serve EXPERIMENT=digits-cnn PORT=8000 GRPC_PORT=8001
 	@test -d "bundles/$(EXPERIMENT)" || { exec >&2; \
 	  echo "No bundle at bundles/$(EXPERIMENT): 'make run' builds it, EXPERIMENT=name picks another."; exit 1; }
-	@$(BIN)/slipway serve "bundles/$(EXPERIMENT)" --port $(PORT)
+	@$(BIN)/slipway serve "bundles/$(EXPERIMENT)" --port $(PORT) --grpc-port $(GRPC_PORT)
 
 ui: $(STAMP) ## open MLflow on this project's runs: make ui UI_PORT=5000
 	@$(BIN)/python -m stages.commands.ui --port $(UI_PORT)

@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "Add an experiment for your data, or a ready-made one.",
         TRAIN,
     ),
+    "remove": ("stages.commands.remove", "Take an experiment out again; its files stay.", TRAIN),
     "summary": ("stages.commands.summary", "What the last run built, and how good it is.", TRAIN),
     "check": ("stages.commands.check", "Is every setting in params.yaml right?", TRAIN),
     "settings": ("stages.commands.settings", "Every setting an experiment can have.", TRAIN),

@@ -108,9 +108,14 @@ class RawData:
         return self.files[number] if self.files else f"row {int(number) + self.first_row}"
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 picture`, `3 pictures`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def listed(mistakes: list[str], what: str) -> DataError:
     """One error for many: the first `SHOWN` on a line each, the rest counted."""
-    lines = [f"{what}: {len(mistakes)}", *(f"  {mistake}" for mistake in mistakes[:SHOWN])]
+    lines = [f"{what}:", *(f"  {mistake}" for mistake in mistakes[:SHOWN])]
     if len(mistakes) > SHOWN:
         lines.append(f"  ... and {len(mistakes) - SHOWN} more")
     return DataError("\n".join(lines))

@@ -502,7 +502,8 @@ def _invert(query: str) -> bool:
     for key, value in fields:
         if key != "invert" or value.lower() not in TRUE + FALSE:
             raise errors.InvalidRequest(
-                f"query: expected invert=true or invert=false, got {key[:80]}={value[:80]}"
+                "query: expected invert=true (or 1, yes) or invert=false (or 0, no), got "
+                f"{key[:80]}={value[:80]}"
             )
         invert = value.lower() in TRUE
     return invert

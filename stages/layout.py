@@ -82,6 +82,13 @@ class Layout:
     def latency(self) -> Path:
         return self.reports / "latency.json"
 
+    @property
+    def example(self) -> Path:
+        """A file to ask the bundle about: a sample that is there, else words for one."""
+        samples = sorted(self.samples.glob("*"))
+        seven = [path for path in samples if path.stem == "7"]
+        return next(iter(seven or samples), Path("YOUR-FILE"))
+
 
 def write_atomically(path: Path, payload: bytes) -> None:
     """Whole or not at all; the folder is made."""

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from stages.tracking.facts import Facts
     from stages.tracking.runs import Tracked
 
+HOW = {"new": "new", "adopted": "begun by its training", "found": "there already"}
+
 
 @stage
 def command(experiment: Experiment, layout: Layout) -> None:
@@ -133,7 +135,11 @@ def _same(path: Path, payload: bytes) -> bool:
 
 
 def _tell(experiment: str, name: str, run_id: str, how: str, where: Address) -> None:
-    print(f"tracked: {experiment} run {name} {run_id} ({how}) in {where.shown}")
+    print(f"tracked: {experiment} run {name} {run_id} ({HOW[how]}) in {where.shown}")
+    print(
+        f"next: slipway predict {experiment} {Layout(experiment).example}; "
+        f"make serve EXPERIMENT={experiment}; slipway summary {experiment}"
+    )
 
 
 if __name__ == "__main__":

@@ -251,6 +251,14 @@ def test_help_lists_every_chore() -> None:
     assert make("-n").stdout == make("-n", "help").stdout, "plain `make` shows them too"
 
 
+def test_a_second_server_takes_ports_of_its_own() -> None:
+    """`-n` shows the command; the environment that it would set up first is another test's."""
+    ready = ("-n", "-o", ".venv/.ready", "serve")
+    assert "--port 8000 --grpc-port 8001" in make(*ready).stdout
+    assert "--port 8080 --grpc-port 8081" in make(*ready, "PORT=8080").stdout
+    assert "--port 8080 --grpc-port 9000" in make(*ready, "PORT=8080", "GRPC_PORT=9000").stdout
+
+
 def test_a_python_that_is_too_old_is_refused_by_name(tmp_path: Path) -> None:
     old = tmp_path / "python3.10"
     old.write_text('#!/bin/sh\n[ "$1" = -V ] && echo Python 3.10.13 || exit 1\n')

@@ -54,6 +54,12 @@ class Config(Section):
         return self
 
 
+def look(config: Config, root: Path) -> None:
+    """Raises `DataError` where the four files are not there."""
+    if not config.url:
+        find(root / config.path)
+
+
 def load(config: Config, root: Path) -> RawData:
     """Both parts together, the second marked as the given test set.
 

@@ -26,7 +26,7 @@ from pipeline.bundle.decode import DecodeError, decode
 from pipeline.bundle.decode.image import Fit, ImageDecoder
 from pipeline.bundle.manifest import Input
 from pipeline.config import Section
-from pipeline.dataset import DataError, Encoded, RawData, Split, Stream, listed
+from pipeline.dataset import DataError, Encoded, RawData, Split, Stream, counted, listed
 
 JPEG = (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo")
 NETPBM = (".pbm", ".pgm", ".pnm", ".ppm")
@@ -86,7 +86,12 @@ class Found:
     def passed_over(self) -> str:
         """`3 files ignored: 2 .txt, 1 hidden`, or nothing."""
         kinds = ", ".join(f"{count} {kind}" for kind, count in self.ignored.most_common(5))
-        return f"{self.ignored.total()} files ignored: {kinds}" if kinds else ""
+        return f"{counted(self.ignored.total(), 'file')} ignored: {kinds}" if kinds else ""
+
+
+def look(config: Config, root: Path) -> None:
+    """Raises `DataError` listing what is wrong with the folder, told from its names alone."""
+    scan(root / config.path)
 
 
 def load(config: Config, root: Path) -> RawData:
@@ -143,7 +148,7 @@ def scan(folder: Path) -> Found:
     loose = [p.name for p in folder.iterdir() if p.is_file() and _kind(p) == "picture"]
     if not inside:
         raise DataError(
-            f"{folder}: no folders of classes, but {len(loose)} pictures directly in it; "
+            f"{folder}: no folders of classes, but {counted(len(loose), 'picture')} directly in it; "
             "put each picture into a folder named after its class"
         )
     for path in sorted(inside, key=_natural):
@@ -234,17 +239,27 @@ def _matching(found: Found, patterns: tuple[str, ...]) -> np.ndarray:
 
 
 def _rows(decoder: ImageDecoder, folder: Path, found: Found) -> Iterator[np.ndarray]:
-    mistakes = []
+    mistakes, empty = [], []
     for file in found.files:
         path = folder / file
         try:
             if (size := path.stat().st_size) > MAX_BYTES:
                 raise DecodeError(f"{size} bytes; at most {MAX_BYTES} are read")
-            yield decode(decoder, path.read_bytes())
+            row = decode(decoder, path.read_bytes())
+            if row.max() == row.min():
+                empty.append(file)
+            yield row
         except (DecodeError, OSError) as error:
             mistakes.append(f"{file}: {error}")
     if mistakes:
         raise listed(mistakes, f"{folder}: files that cannot be read; mend or remove them")
+    if len(empty) > 1:
+        print(
+            f"warning: {folder}: {len(empty)} pictures show nothing once they are read ({empty[0]}, ...), "
+            "so they are all alike. What is transparent counts as black, on which dark strokes are lost: "
+            "save such pictures on white",
+            flush=True,
+        )
 
 
 def _folders(folder: Path) -> list[Path]:

@@ -114,6 +114,7 @@ def load(config: Config, root: Path) -> RawData:
         told = "; ".join(f"{name!r} ({why})" for name, why in found.ignored.items())
         print(f"{config.path}: columns ignored: {told}", flush=True)
     _check_cells(table, found)
+    _check_log(table, found, config.encoding.log)
     _check_leaks(table, found, target)
     given = _given(table, config)
     return RawData(
@@ -285,6 +286,17 @@ def _check_cells(table: Table, found: Sorted) -> None:
             f"{table.path}: values that are no finite number; mend them, name the column under "
             "data.categorical or data.ignore, or what stands for a gap under data.gaps",
         )
+
+
+def _check_log(table: Table, found: Sorted, log: Sequence[str]) -> None:
+    """Raise `DataError` for columns with long tails that are no columns of numbers."""
+    numeric = [column.name for column in found.numeric]
+    for name in log:
+        if name not in numeric:
+            raise DataError(
+                f"{table.path}: data.encoding.log: no column of numbers {name!r}"
+                f"{suggestion(name, numeric)}"
+            )
 
 
 def _not_numbers(column: Column) -> np.ndarray:

@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import Field
 
 from pipeline.bundle.decode.categorical import UNSEEN, CategoricalDecoder
+from pipeline.bundle.decode.numeric import NumericDecoder
 from pipeline.bundle.manifest import Input
 from pipeline.config import Section
 from pipeline.statistics import Statistics, by_channel
@@ -32,8 +33,8 @@ class Encoding(Section):
     embedding: int = Field(
         0, ge=0, le=4096, description="numbers of a vector; 0: about the root of a column's values"
     )
-    numbers: Literal["linear", "log"] = Field(
-        "linear", description="log: sign(x) log(1 + abs(x)) before all else, for long tails"
+    log: tuple[str, ...] = Field(
+        (), description="columns with long tails: sign(x) log(1 + abs(x)) before all else"
     )
     clip: float = Field(
         0.0, ge=0, description="deviations beyond which a number is cut off; 0: never"
@@ -63,8 +64,10 @@ def measure(
     if NUMERIC not in arrays:
         return {}
     array = arrays[NUMERIC]
-    if config.numbers == "log":
-        array = (np.sign(array) * np.log1p(np.abs(array))).astype(np.float32)
+    tails = _tails(config, next(i for i in inputs if i.name == NUMERIC))
+    if tails.any():
+        array = np.array(array)
+        array[:, tails] = np.sign(array[:, tails]) * np.log1p(np.abs(array[:, tails]))
     return {NUMERIC: by_channel(array, rows)}
 
 
@@ -78,7 +81,7 @@ def build(config: Config, inputs: Sequence[Input], statistics: Statistics) -> nn
     parts: list[nn.Module] = []
     for declared in inputs:
         if declared.name == NUMERIC:
-            parts.append(_numbers(config, statistics))
+            parts.append(_numbers(config, statistics, _tails(config, declared)))
         else:
             assert isinstance(declared.decoder, CategoricalDecoder)
             parts.append(_categories(config, declared.decoder.sizes))
@@ -96,7 +99,17 @@ def build(config: Config, inputs: Sequence[Input], statistics: Statistics) -> nn
     return Columns()
 
 
-def _numbers(config: Config, statistics: Statistics) -> nn.Module:
+def _tails(config: Config, declared: Input) -> np.ndarray:
+    """bool `[columns]`: which have long tails.
+
+    Not all of them, even where a logarithm did no harm: of numbers that lie close together far from 0,
+    such as a longitude, it leaves too few digits.
+    """
+    assert isinstance(declared.decoder, NumericDecoder)
+    return np.isin(declared.decoder.columns, config.log)
+
+
+def _numbers(config: Config, statistics: Statistics, tails: np.ndarray) -> nn.Module:
     """Standardised columns, a gap being the mean; beside each, whether it is a gap; and waves."""
     import torch
     from torch import nn
@@ -106,9 +119,11 @@ def _numbers(config: Config, statistics: Statistics) -> nn.Module:
     class Numbers(nn.Module):
         mean: torch.Tensor
         scale: torch.Tensor
+        tails: torch.Tensor
 
         def __init__(self) -> None:
             super().__init__()
+            self.register_buffer("tails", torch.from_numpy(tails))
             count = len(channels)
             self.values = count * (2 + 2 * config.waves)
             self.register_buffer("mean", torch.tensor([c.mean for c in channels]))
@@ -120,8 +135,9 @@ def _numbers(config: Config, statistics: Statistics) -> nn.Module:
         def forward(self, raw: torch.Tensor) -> torch.Tensor:
             gap = torch.isnan(raw)
             known = torch.where(gap, torch.zeros_like(raw), raw)
-            if config.numbers == "log":
-                known = torch.sign(known) * torch.log1p(known.abs())
+            if config.log:
+                short = torch.sign(known) * torch.log1p(known.abs())
+                known = torch.where(self.tails, short, known)
             # Subtracted first: what is small beside a large mean would be lost in a product.
             standard = (known - self.mean) * self.scale
             standard = torch.where(gap, torch.zeros_like(standard), standard)

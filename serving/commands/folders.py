@@ -17,16 +17,22 @@ PROJECT_BUNDLES = Path("bundles")
 def resolve_bundle(text: str) -> Path:
     """The folder that PATH means: itself, or `bundles/PATH` of the project in this folder.
 
+    A folder with nothing to serve gives way to the bundle of its name.
+
     Raises `click.UsageError` naming the bundles there are.
     """
     path = Path(text)
-    if path.is_dir():
-        return path
     beside = PROJECT_BUNDLES / text
-    if len(path.parts) == 1 and beside.is_dir():
+    known_here = len(path.parts) == 1 and beside.is_dir()
+    if path.is_dir() and not known_here:
+        return path
+    if known_here and not path.is_dir():
         return beside
     from pipeline.bundle.manifest import MANIFEST  # brings numpy, which a supervisor does without
 
+    if path.is_dir():  # a folder of data may go by the experiment's name
+        serves = (path / MANIFEST).is_file() or any(path.glob(f"*/*/{MANIFEST}"))
+        return path if serves or not (beside / MANIFEST).is_file() else beside
     known = sorted(p.parent.name for p in PROJECT_BUNDLES.glob(f"*/{MANIFEST}"))
     hint = f"bundles here: {', '.join(known)}" if known else how_to_get_one()
     if path.exists():

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from pipeline.bundle.decode import DecodeError, Decoder, hint
 from pipeline.bundle.manifest import Bundle, BundleError, read
-from serving.client import Client, ClientError
+from serving.client import Client, ClientError, InvalidRequest
 from serving.commands.folders import fail, resolve_bundle
 from serving.protocol import Reading
 
@@ -55,7 +55,9 @@ def command(
             reading, told = ask_server(where, payload, invert, ca, cert)
         else:
             reading, told = ask_bundle(resolve_bundle(where), payload, invert)
-    except (BundleError, DecodeError, PredictError) as error:
+    except DecodeError as error:
+        fail(f"{'standard input' if file == '-' else file}: {error}")
+    except (BundleError, PredictError) as error:
         fail(error)
     if as_json:
         click.echo(json.dumps(reading.told(), ensure_ascii=False))
@@ -93,7 +95,7 @@ def ask_bundle(folder: Path, payload: bytes, invert: bool) -> tuple[Reading, str
 def ask_server(
     url: str, payload: bytes, invert: bool, ca: Path | None = None, cert: Path | None = None
 ) -> tuple[Reading, str | None]:
-    """(answer, hint) from a server. Raises `PredictError`."""
+    """(answer, hint) from a server. Raises `PredictError`, and `DecodeError` where FILE is at fault."""
     base, name, version = server_address(url)
     try:
         own = (cert, cert) if cert else None
@@ -101,6 +103,8 @@ def ask_server(
             name = name or only_model(client)
             answer = client.predict(name, payload, version, invert)
             properties = client.metadata(name, version).properties
+    except InvalidRequest as error:
+        raise DecodeError(str(error)) from None
     except (ClientError, OSError) as error:
         raise PredictError(str(error)) from None
     told = [text for name, text in properties.items() if name.partition(".")[0] == "decoder"]

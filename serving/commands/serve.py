@@ -98,8 +98,22 @@ def command(path: str, config: Path | None, **options: Any) -> None:
         launch(folder, settings)
     except ConfigError as error:
         raise click.UsageError(str(error)) from error
-    except (StartError, ModelRefused) as error:
+    except StartError as error:
+        fail(_damage(folder) or error)
+    except ModelRefused as error:
         fail(error)
+
+
+def _damage(folder: Path) -> object:
+    """What is wrong with the bundle that could not be served anyway: worth more than a busy port."""
+    from pipeline.bundle.manifest import MANIFEST, BundleError, read
+
+    try:
+        if (folder / MANIFEST).is_file():
+            read(folder)
+    except BundleError as error:
+        return error
+    return None
 
 
 def with_options(settings: Settings, options: dict[str, Any]) -> Settings:

@@ -11,17 +11,25 @@ from pathlib import Path
 import click
 
 from pipeline.config import ConfigError
+from stages.commands.remove import listed_in_graph
 from stages.entry import fail
 from stages.params import load
 
 
 @click.command(name="check")
 def command() -> None:
-    """Check params.yaml whole, as every stage does."""
+    """Check params.yaml whole, as every stage does; nothing is run and nothing deleted."""
     try:
-        for name, experiment in load().items():
+        experiments = load()
+        for name, experiment in experiments.items():
             path = Path(experiment.data.config.path)
             if not path.exists():
                 raise ConfigError(f"experiments.{name}.data.path: {path} does not exist")
     except ConfigError as error:
         fail(str(error), 2)
+    for name in sorted(listed_in_graph() - set(experiments)):
+        click.echo(
+            f"warning: dvc.yaml lists files of {name}, and there is no experiments.{name}; "
+            f"`slipway remove {name}` takes those lines out",
+            err=True,
+        )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 import re
+import subprocess
 from itertools import takewhile
 from pathlib import Path
 from textwrap import indent
@@ -13,8 +15,9 @@ import click
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from pipeline import plugins
 from pipeline.bundle.manifest import MODEL_NAME
-from pipeline.config import ConfigError, suggestion
+from pipeline.config import ConfigError, build, suggestion
 from pipeline.dataset import DataError
 from stages.entry import fail
 from stages.layout import Layout, write_atomically
@@ -25,6 +28,8 @@ RECIPES = Path("recipes")
 GRAPH = Path("dvc.yaml")
 INDENT = 2
 """Spaces by which the shipped `params.yaml` sets one level off from another."""
+GIT_PATIENCE = 20
+"""Seconds in which git has said whether it knows a folder."""
 
 
 @click.command(name="init")
@@ -51,8 +56,10 @@ def command(
     """Add an experiment to params.yaml: one that suits the data in SOURCE, or a ready-made one."""
     try:
         if source is not None and recipe is None and data is None:
+            source = from_project(source)
             added = _look_at(source, name, Hints(target, task, text))
         elif recipe is not None and source is None and target is task is text is None:
+            data = data and from_project(data)
             added = _from_recipe(recipe, name, data)
         else:
             raise ConfigError(
@@ -62,7 +69,37 @@ def command(
         fail(str(error), 2)
     except DataError as error:
         fail(str(error), 1)
+    if (own := source or data) and unknown_to_queue(own):
+        click.echo(
+            f"  git does not know {own}: before `dvc exp run --queue` or `--temp`, "
+            f"`dvc add {own} && git add {own}.dvc`; or give them `-C {own}`"
+        )
     click.echo(f"added experiments.{added}; next: dvc repro track@{added}")
+
+
+def from_project(path: Path) -> Path:
+    """`path` as `params.yaml` has it: seen from the project's folder, whole where it lies elsewhere.
+
+    A queued experiment runs in a copy of the project, from which `../pictures` leads nowhere.
+    """
+    whole = Path(os.path.abspath(path))  # noqa: PTH100  # a link keeps its own name
+    return whole.relative_to(Path.cwd()) if whole.is_relative_to(Path.cwd()) else whole
+
+
+def unknown_to_queue(path: Path) -> bool:
+    """Whether the copy of the project that a queued experiment runs in will lack `path`."""
+    if path.is_absolute():
+        return False
+    try:
+        known = subprocess.run(
+            ["git", "ls-files", "--", str(path), f"{path}.dvc"],
+            capture_output=True,
+            timeout=GIT_PATIENCE,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return False  # without git there is no queue
+    return not known.stdout
 
 
 def _look_at(source: Path, name: str | None, hints: Hints) -> str:
@@ -86,7 +123,10 @@ def _look_at(source: Path, name: str | None, hints: Hints) -> str:
 def _from_recipe(recipe: str, name: str | None, data: Path | None) -> str:
     name = recipe if name is None else name
     _check_name(name)
-    text = _dump(entry_of(recipe, data)).decode()
+    entry = entry_of(recipe, data)
+    if data is not None:
+        _check_data(entry["data"], recipe)
+    text = dump(entry).decode()
     if data is not None:
         text = text[_end_of_heading(text) :]  # the heading tells of the recipe's own data
     added = add(name, text)
@@ -96,6 +136,13 @@ def _from_recipe(recipe: str, name: str | None, data: Path | None) -> str:
             "wants more train.epochs"
         )
     return added
+
+
+def _check_data(settings: Any, recipe: str) -> None:
+    """Raises `DataError` where a look tells that the files are none of those the recipe reads."""
+    module = plugins.load("data", settings["name"], f"recipes/{recipe}.yaml: data.name")
+    if look := getattr(module, "look", None):
+        look(build(module.Config, settings, "data"), Path())
 
 
 def _check_name(name: str) -> None:
@@ -116,7 +163,7 @@ def add(name: str, text: str) -> str:
     """
     experiments = read(PARAMS).get("experiments") or {}
     before = PARAMS.read_bytes()
-    wanted = {"experiments": {**experiments, name: _plain(text)}}
+    wanted = {"experiments": {**experiments, name: plain(text)}}
     write_atomically(PARAMS, _with_experiment(before.decode(), name, text, wanted))
     try:
         load()
@@ -133,17 +180,19 @@ def _with_experiment(before: str, name: str, text: str, wanted: dict[str, Any]) 
     A file that is laid out otherwise (flow style, other keys below) is written anew.
     """
     split = _end_of_heading(text)
-    entry = f"\n{text[:split]}{name}:\n{indent(text[split:], ' ' * INDENT)}"
-    written = f"{before.rstrip()}\n{indent(entry, ' ' * INDENT)}"
+    entry = indent(f"{text[:split]}{name}:\n{indent(text[split:], ' ' * INDENT)}", " " * INDENT)
+    # As DVC would write it: then `dvc exp run -S` changes the one line that it sets.
+    entry = dump(round_trip().load(f"experiments:\n{entry}")).decode().partition("\n")[2]
+    written = f"{before.rstrip()}\n\n{entry}"
     try:
-        if _plain(written) == wanted:
+        if plain(written) == wanted:
             return written.encode()
     except YAMLError:
         pass
-    document = _yaml().load(before)
+    document = round_trip().load(before)
     document["experiments"] = document.get("experiments") or {}
-    document["experiments"][name] = _yaml().load(text)
-    return _dump(document)
+    document["experiments"][name] = round_trip().load(text)
+    return dump(document)
 
 
 def _end_of_heading(text: str) -> int:
@@ -165,7 +214,7 @@ def _show(name: str) -> None:
         for table, plot in task.plots.items()
     }
     before, latency = GRAPH.read_text(), str(layout.latency)
-    graph = _yaml().load(before)
+    graph = graph_yaml().load(before)
     graph.setdefault("plots", []).extend({path: plot} for path, plot in plots.items())
     graph.setdefault("metrics", []).append(latency)
     head, list_of_metrics, tail = before.rpartition("\n\n")  # a comment and `metrics:` end the file
@@ -174,13 +223,14 @@ def _show(name: str) -> None:
         for path, plot in plots.items()
     )
     written = f"{head}\n{drawn}\n{tail.rstrip()}\n  - {latency}\n"
+    whole = dump(graph, graph_yaml())
     try:
-        if list_of_metrics and _plain(written) == _plain(_dump(graph).decode()):
+        if list_of_metrics and plain(written) == plain(whole.decode()):
             write_atomically(GRAPH, written.encode())
             return
     except YAMLError:
         pass
-    write_atomically(GRAPH, _dump(graph))
+    write_atomically(GRAPH, whole)
 
 
 def entry_of(recipe: str, data: Path | None) -> Any:
@@ -190,7 +240,7 @@ def entry_of(recipe: str, data: Path | None) -> Any:
         raise ConfigError(f"{RECIPES}/: no recipes; run this in the project's folder")
     if recipe not in known:
         raise ConfigError(f"recipes/: no {recipe!r}{suggestion(recipe, known)}")
-    entry = _yaml().load(RECIPES / f"{recipe}.yaml")
+    entry = round_trip().load(RECIPES / f"{recipe}.yaml")
     if data is None and "url" not in entry["data"] and not Path(entry["data"]["path"]).exists():
         raise ConfigError(
             f"recipes/{recipe}.yaml reads {entry['data']['path']}, which is not here; its first lines "
@@ -209,14 +259,22 @@ def entry_of(recipe: str, data: Path | None) -> Any:
 
 def write_params(path: Path, experiments: dict[str, Any]) -> None:
     """A `params.yaml` that holds just these experiments."""
-    write_atomically(path, _dump({"experiments": experiments}))
+    write_atomically(path, dump({"experiments": experiments}))
 
 
-def _plain(text: str) -> Any:
+def plain(text: str) -> Any:
     return YAML(typ="safe", pure=True).load(text)
 
 
-def _yaml() -> YAML:
+def round_trip() -> YAML:
+    """The style in which DVC writes `params.yaml` anew when an experiment sets a value."""
+    yaml = YAML()
+    yaml.default_flow_style = False
+    return yaml
+
+
+def graph_yaml() -> YAML:
+    """The style of the shipped `dvc.yaml`, which DVC leaves alone."""
     yaml = YAML()
     yaml.indent(mapping=2, sequence=4, offset=2)
     yaml.width = 4096
@@ -224,7 +282,7 @@ def _yaml() -> YAML:
     return yaml
 
 
-def _dump(document: Any) -> bytes:
+def dump(document: Any, yaml: YAML | None = None) -> bytes:
     text = io.BytesIO()
-    _yaml().dump(document, text)
+    (yaml or round_trip()).dump(document, text)
     return text.getvalue()

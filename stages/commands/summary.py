@@ -3,37 +3,42 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import click
 
-from pipeline.bundle.manifest import BundleError, Manifest, read
-from pipeline.config import ConfigError
+from pipeline.bundle.manifest import MANIFEST, BundleError, Manifest, Parity, read
+from pipeline.card import few_rows
+from pipeline.config import ConfigError, suggestion
 from stages.entry import fail
 from stages.layout import Layout
 from stages.params import load
 
 
 @click.command(name="summary")
-def command() -> None:
-    """Show each experiment's result, where its bundle lies, and the next commands."""
+@click.argument("experiment", nargs=-1)
+def command(experiment: tuple[str, ...]) -> None:
+    """Show each EXPERIMENT's result (of all, without one), its bundle, and the next commands."""
     try:
         experiments = load()
+        for name in experiment:
+            if name not in experiments:
+                raise ConfigError(f"experiments: no {name!r}{suggestion(name, list(experiments))}")
     except ConfigError as error:
         fail(str(error), 2)
-    shown = None
-    for name in experiments:
+    shown = []
+    for name in experiment or experiments:
         layout = Layout(name)
         if not layout.bundle.is_dir():
-            click.echo(f"{name}: no bundle yet; run `dvc repro`\n")
+            click.echo(f"{name}: no bundle yet; run `dvc repro track@{name}`\n")
             continue
         try:
             click.echo("\n".join(describe(layout)) + "\n")
         except BundleError as error:
             fail(str(error), 1)
-        shown = shown or name
+        shown.append(layout)
     if shown:
-        click.echo("\n".join(next_commands(Layout(shown))))
+        newest = max(shown, key=lambda layout: (layout.bundle / MANIFEST).stat().st_mtime)
+        click.echo("\n".join(next_commands(newest)))
 
 
 def describe(layout: Layout) -> list[str]:
@@ -45,6 +50,7 @@ def describe(layout: Layout) -> list[str]:
     return [
         click.style(layout.experiment, bold=True),
         *_scores(bundle.manifest, layout),
+        *_few(parity),
         f"  parity         largest difference {parity.max_abs_difference[worst]:.2g} in {worst} "
         f"(allowed {parity.tolerance[worst]:.2g})"
         + (
@@ -89,17 +95,19 @@ def _interval(layout: Layout, metric: str) -> str:
 
 def next_commands(layout: Layout) -> list[str]:
     """Three things to try, with a sample that is there."""
-    sample = layout.samples / "7.png"
-    if not sample.is_file():
-        sample = next(iter(sorted(layout.samples.glob("*"))), Path("YOUR-FILE"))
-    # A bare name is looked for here first, where a folder of data may go by it.
-    bundle = layout.bundle if Path(layout.experiment).exists() else layout.experiment
+    name = layout.experiment
     return [
         "Next (once: source .venv/bin/activate):",
-        f"  slipway predict {bundle} {sample}",
-        "  make serve      serve the bundle on http://127.0.0.1:8000",
-        "  make ui         compare the runs in MLflow on http://127.0.0.1:5000",
+        f"  slipway predict {name} {layout.example}",
+        f"  make serve EXPERIMENT={name}    ask it on http://127.0.0.1:8000",
+        "  make ui    compare the runs in MLflow on http://127.0.0.1:5000",
     ]
+
+
+def _few(parity: Parity) -> list[str]:
+    """What one row weighs, where the test rows are few and accuracy is counted in rows."""
+    told = few_rows(parity.rows) if "accuracy" in parity.metrics_torch else None
+    return [f"                 {told}"] if told else []
 
 
 def _latency(layout: Layout, digest: str) -> str:

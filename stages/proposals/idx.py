@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.data import idx
+from pipeline.dataset import counted
 from stages import budget
 from stages.proposals import Hints, Proposal
 
@@ -26,6 +27,7 @@ def propose(source: Path, hints: Hints) -> Proposal | None:
     classes = int(max(labels.max(initial=0), idx.read(files[3], axes=1).max(initial=0))) + 1
     rows, size = round(0.9 * len(images)), (images.shape[1], images.shape[2])
     choice = budget.choose(rows, classes, size, channels=1, resize=False)
+    minutes = counted(max(1, round(choice.minutes)), "minute")
     text = TEXT.format(
         path=json.dumps(str(source), ensure_ascii=False),
         title=json.dumps(f"idx files of {source.name or source.resolve().name}"),
@@ -36,7 +38,7 @@ def propose(source: Path, hints: Hints) -> Proposal | None:
             for key, value in choice.model.items()
         ),
         epochs=choice.epochs,
-        minutes=max(1, round(choice.minutes)),
+        minutes=minutes,
         batch=choice.batch_size,
     )
     least = int(np.bincount(labels, minlength=classes).min()) if len(labels) else 0
@@ -46,7 +48,7 @@ def propose(source: Path, hints: Hints) -> Proposal | None:
             f"{len(images)} pictures of {size[0]}x{size[1]} in {classes} classes, at least {least} "
             "of each, and a test set",
             f"network {choice.model['name']}, width {choice.model['width']}, {choice.epochs} "
-            f"epochs: at most {max(1, round(choice.minutes))} minutes on one thread",
+            f"epochs: at most {minutes} on one thread",
             "the classes are called by their numbers: name them under data.labels",
         ),
     )
@@ -58,12 +60,12 @@ data:
   path: {path}
   title: {title}
   licence: not stated
-  labels:
-{labels}
   # How a picture of another size is brought to the model's, when it serves.
   fit:
     fit: pad
     filter: {fit}
+  labels:
+{labels}
   split:
     validation: 0.1
     test: 0.2
@@ -75,7 +77,7 @@ task:
   label_smoothing: 0.0
 train:
   lr: 0.003
-  # About {minutes} minutes on one thread.
+  # About {minutes} on one thread.
   epochs: {epochs}
   batch_size: {batch}
   seed: 1

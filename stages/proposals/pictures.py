@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.data import pictures
-from pipeline.dataset import listed
+from pipeline.dataset import counted, listed
 from stages import budget
 from stages.proposals import Hints, Proposal
 
@@ -39,6 +39,8 @@ class Seen:
     grey: bool
     lost: float
     """Share that cutting to the median's proportions takes at most from nine in ten."""
+    mistakes: tuple[str, ...] = ()
+    """What could not be opened, a line at most."""
 
 
 def propose(source: Path, hints: Hints) -> Proposal | None:
@@ -65,7 +67,7 @@ def propose(source: Path, hints: Hints) -> Proposal | None:
         test=shares["test"],
         model="\n".join(f"  {key}: {_plain(value)}" for key, value in choice.model.items()),
         epochs=choice.epochs,
-        minutes=max(1, round(choice.minutes)),
+        minutes=_minutes(choice),
         batch=choice.batch_size,
         crop=max(1, min(choice.height, choice.width) // 10),
         flip=_plain(not seen.grey),
@@ -80,7 +82,8 @@ def propose(source: Path, hints: Hints) -> Proposal | None:
         f"size {choice.height}x{choice.width}, {'grey' if seen.grey else 'RGB'} (they are "
         f"{'all' if seen.one_size else 'usually'} {seen.size[0]}x{seen.size[1]}; {fit} to fit)",
         f"network {choice.model['name']}, width {choice.model['width']}, "
-        f"{choice.epochs} epochs: at most {max(1, round(choice.minutes))} minutes on one thread",
+        f"{choice.epochs} epochs: at most {_minutes(choice)} on one thread",
+        *seen.mistakes,
     )
     return Proposal(text, told)
 
@@ -113,7 +116,10 @@ def _look(files: list[Path]) -> Seen:
     ratios = np.array([w / h for h, w in sizes]) / (wide / tall)
     lost = float(np.percentile(1 - np.minimum(ratios, 1 / ratios), 90))
     one_size = Counter(sizes).most_common(1)[0][1] >= 0.95 * len(sizes)
-    return Seen((tall, wide), one_size, grey, lost)
+    told = f"cannot be opened, mend or remove: {mistakes[0]}" if mistakes else ""
+    if len(mistakes) > 1:
+        told += f", and {len(mistakes) - 1} more of {len(files)} looked at"
+    return Seen((tall, wide), one_size, grey, lost, (told,) if told else ())
 
 
 def _is_grey(file: Image) -> bool:
@@ -143,12 +149,14 @@ def _shares(found: pictures.Found) -> tuple[dict[str, float], dict[str, int]]:
     dealt = {label: counts["", label] + counts["train", label] for label in found.classes}
     missing = [part for part in ("validation", "test") if part not in found.parts]
     scarce = [
-        f"{label}: {count} pictures" for label, count in dealt.items() if count <= len(missing)
+        f"{label}: {counted(count, 'picture')}"
+        for label, count in dealt.items()
+        if count <= len(missing)
     ]
     if scarce:
         raise listed(
             scarce,
-            f"classes too small: each needs {len(missing) + 1} pictures, to be in every part",
+            f"classes too small to be in every part, each needs {len(missing) + 1} pictures",
         )
     least = min(dealt.values())
     shares = {"validation": 0.1, "test": 0.2}
@@ -164,6 +172,10 @@ def _shares(found: pictures.Found) -> tuple[dict[str, float], dict[str, int]]:
 def _spread(files: list[str], count: int) -> list[str]:
     """So many of the files, evenly over the list."""
     return files[:: max(1, math.ceil(len(files) / count))]
+
+
+def _minutes(choice: budget.Choice) -> str:
+    return counted(max(1, round(choice.minutes)), "minute")
 
 
 def _quoted(text: str) -> str:
@@ -200,7 +212,7 @@ task:
   label_smoothing: 0.05
 train:
   lr: 0.003
-  # About {minutes} minutes on one thread. More passes, or larger pictures, usually do better.
+  # About {minutes} on one thread. More passes, or larger pictures, usually do better.
   epochs: {epochs}
   batch_size: {batch}
   seed: 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +19,14 @@ from pipeline.dataset import DataError
 from stages.proposals import Hints, Proposal
 
 READS = f"a table with a column to learn ({', '.join(SUFFIXES)})"
-SECONDS = 180.0
-"""What a proposed training may take on one thread; a slower machine than ours has two minutes to spare."""
+SECONDS = 240.0
+"""What a proposed training may take on one thread; a slower machine than ours has a minute to spare."""
 
-SECONDS_PER_STEP = 2e-3
-"""Of an MLP of the proposed width in batches of `BATCH`, twice what was seen on a server core of 2023."""
+SECONDS_PER_ROW = 2.2e-5
+"""Of an MLP of `WEIGHTS` weights in batches of `BATCH`, scored after each pass: seen on a server core of
+2023, California housing."""
+
+WEIGHTS = 75_000
 
 BATCH = 256
 WIDTH = 256
@@ -64,7 +68,10 @@ def propose(source: Path, hints: Hints) -> Proposal | None:
     share = _share(target)
     train = round(rows * (1 - 2 * share))
     batch = min(BATCH, max(8, 2 ** int(np.log2(max(8, train / 20)))))
-    epochs = max(3, min(EPOCHS, int(SECONDS / (train / batch * SECONDS_PER_STEP))))
+    width = WIDTH if train > 2000 else 64
+    weights = width * (_places(found, config) + width)
+    seconds = train * SECONDS_PER_ROW * max(1.0, weights / WEIGHTS)
+    epochs = max(1, min(EPOCHS, int(SECONDS / seconds)))
     task = {"class": "classification", "number": "regression"}.get(chosen.teaches, "multilabel")
     lines = TEXT.format(
         path=_quoted(str(source)),
@@ -72,13 +79,13 @@ def propose(source: Path, hints: Hints) -> Proposal | None:
         why=chosen.why,
         teaches="auto" if task == "multilabel" else chosen.teaches,
         columns=_told(found),
-        numbers="log" if any(map(_long_tail, found.numeric)) else "linear",
+        log=_quoted([column.name for column in found.numeric if _long_tail(column)]),
         numeric=_quoted([column.name for column in found.numeric]),
         categorical=_quoted([column.name for column in found.categorical]),
         ignore=_quoted(list(found.ignored)),
         title=_quoted(f"table {source.name}"),
         share=share,
-        width=WIDTH if train > 2000 else 64,
+        width=width,
         dropout=0.1 if train > 2000 else 0.2,
         task=TASKS[task],
         epochs=epochs,
@@ -94,7 +101,8 @@ def propose(source: Path, hints: Hints) -> Proposal | None:
         + " (--target COLUMN and --task regression, classification or multilabel choose otherwise)",
         f"{len(found.numeric)} columns of numbers, {len(found.categorical)} of categories",
         *(f"ignored: {name!r}, {why}" for name, why in found.ignored.items()),
-        f"network mlp, {epochs} epochs",
+        f"network mlp, {epochs} epochs: at most {max(1, math.ceil(epochs * seconds / 60))} minutes on one "
+        "thread",
     ]
     return Proposal(lines, tuple(told))
 
@@ -160,6 +168,12 @@ def _share(target: np.ndarray) -> float:
             "of it, or leave it out"
         )
     return max(0.15, min(0.3, float(np.ceil(60 / least) / 100)))
+
+
+def _places(found: tables.Sorted, config: tables.Config) -> int:
+    """Features that the columns become."""
+    values = (min(len(column), config.most_values) + 2 for column in found.categorical)
+    return 2 * len(found.numeric) + sum(values)
 
 
 def _long_tail(column: Column) -> bool:
@@ -242,8 +256,8 @@ data:
   ignore: {ignore}
   encoding:
     categories: one_hot
-    # log: for numbers with long tails.
-    numbers: {numbers}
+    # Columns of numbers with long tails.
+    log: {log}
     clip: 10.0
     waves: 0
   title: {title}

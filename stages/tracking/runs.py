@@ -101,16 +101,27 @@ def log_params(server: Server, run_id: str, params: dict[str, str]) -> None:
 
 
 def log_points(server: Server, run_id: str, lines: Iterable[dict[str, float]]) -> None:
-    """A point per epoch and column."""
+    """A point per epoch and column, those that people compare first.
+
+    MLflow's page of comparison opens on the metric that its runs had first: the learning rate, in
+    the order of the columns.
+    """
     now = _now()
     points = [
         Metric(name, value, now, int(line["epoch"]))
         for line in lines
-        for name, value in line.items()
+        for name, value in sorted(line.items(), key=lambda item: _standing(item[0]))
         if name != "epoch"
     ]
     for start in range(0, len(points), METRICS_AT_ONCE):
         server.client.log_batch(run_id, metrics=points[start : start + METRICS_AT_ONCE])
+
+
+def _standing(column: str) -> int:
+    """Metrics of the validation set before its loss, the training's loss, and the learning rate."""
+    if column.startswith("validation_"):
+        return column == "validation_loss"
+    return 3 if column == "lr" else 2
 
 
 def log_missing_points(server: Server, run_id: str, lines: Iterable[dict[str, float]]) -> None:
@@ -255,11 +266,10 @@ def _write(server: Server, facts: Facts, run: Run) -> str:
     client, run_id = server.client, run.info.run_id
     client.update_run(run_id, name=facts.run_name)
     log_params(server, run_id, facts.params)
-    log_missing_points(server, run_id, facts.curves)
     now = _now()
-    client.log_batch(
-        run_id, metrics=[Metric(name, value, now, 0) for name, value in facts.finals.items()]
-    )
+    finals = sorted(facts.finals.items(), key=lambda item: not item[0].startswith("test."))
+    client.log_batch(run_id, metrics=[Metric(name, value, now, 0) for name, value in finals])
+    log_missing_points(server, run_id, facts.curves)
     set_tags(server, run_id, about(facts.experiment) | facts.tags | _git_for_mlflow(facts))
     _log_latency(server, facts, run)
     _log_dataset(server, facts, run_id)

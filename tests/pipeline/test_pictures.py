@@ -321,12 +321,24 @@ def test_dirty_data_is_refused_by_name(tmp_path, spoil):
     assert not list((tmp_path / "out").glob("*.safetensors"))
 
 
+def test_dark_strokes_on_nothing_are_told_of_before_they_are_refused_as_equal(tmp_path, capsys):
+    for number in range(12):
+        drawn = Image.new("RGBA", (20, 16))
+        drawn.paste((0, 0, 0, 255), (2, 2, 4 + number, 9))
+        path = tmp_path / "set" / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        drawn.save(path)
+    assert "different labels" in refusal(tmp_path)
+    told = capsys.readouterr().out
+    assert "12 pictures show nothing" in told and "save such pictures on white" in told
+
+
 def test_every_mistake_is_told_and_the_rest_counted(tmp_path):
     folder = classes(tmp_path / "set", count=30)
     for number in range(25):
         (folder / "a" / f"{number}.png").write_bytes(b"no")
     message = refusal(tmp_path)
-    assert "mend or remove them: 25" in message
+    assert "mend or remove them:\n" in message
     assert message.count("not a readable picture") == 20 and "... and 5 more" in message
 
 

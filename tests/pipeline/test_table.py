@@ -273,10 +273,15 @@ def test_every_value_has_a_place_and_wrong_numbers_are_unseen(load: Load, catego
 
 
 def test_long_tails_are_shortened_and_waves_learn(load: Load) -> None:
-    raw = load("a,y\n" + rows(lambda i: (1.5**i, other(i))))
-    frontend, (numeric,) = features(raw, numbers="log", waves=3)
+    raw = load("a,b,y\n" + rows(lambda i: (1.5**i, i * i % 23, other(i))))
+    frontend, (numeric,) = features(raw, log=("a",), waves=3)
     given = frontend(numeric)
-    assert given.shape == (40, 8) and float(given[:, 0].detach().abs().max()) < 3
+    assert given.shape == (40, 16) and float(given[:, 0].detach().abs().max()) < 3
+    plain, _ = features(raw, waves=3)
+    assert float(plain(numeric)[:, 0].detach().abs().max()) > 4
+    assert torch.equal(plain(numeric)[:, 1], given[:, 1])
+    with pytest.raises(DataError, match=r"data\.encoding\.log: no column of numbers 'c'"):
+        load("a,y\n" + rows(lambda i: (1.5**i, other(i))), encoding={"log": ["c"]})
     given.sum().backward()
     assert all(parameter.grad is not None for parameter in frontend.parameters())
 

@@ -136,7 +136,7 @@ def test_what_is_no_picture(one_model: Live, bundle: Path, tmp_path: Path, name:
     for where in (bundle, f"http://127.0.0.1:{one_model.port}"):
         result = slipway("predict", where, file)
         assert result.exit_code == 1 and result.stdout == ""
-        assert result.stderr.startswith("error: ") and "picture" in result.stderr
+        assert result.stderr.startswith(f"error: {file}: ") and "picture" in result.stderr
 
 
 def test_people_get_bars(bundle: Path) -> None:
@@ -155,7 +155,7 @@ def test_ink_on_paper(one_model: Live, bundle: Path) -> None:
     for where in (bundle, url):
         plain = slipway("predict", where, "-", "--json", given=drawn)
         inverted = slipway("predict", where, "-", "--json", "--invert", given=drawn)
-        assert "--invert" in plain.stderr and inverted.stderr == ""
+        assert plain.stderr == inverted.stderr == "", "nothing says what this model learned"
         assert json.loads(plain.stdout) != json.loads(inverted.stdout)
         original = slipway("predict", where, "-", "--json", given=picture(size=(40, 40)))
         assert json.loads(inverted.stdout) == json.loads(original.stdout)
@@ -241,6 +241,20 @@ def test_servers_of_several_models_ask_which(server: Live) -> None:
     assert wrong.exit_code == 1 and "did you mean 'digits-test'" in wrong.stderr
     tensors = slipway("predict", f"{address}/v2/models/series", "-", given=picture())
     assert tensors.exit_code == 1 and "takes tensors" in tensors.stderr
+
+
+def test_a_folder_of_data_gives_way_to_the_bundle_of_its_name(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(bundle, tmp_path / "bundles" / "pets")
+    (tmp_path / "pets" / "cats").mkdir(parents=True)
+    (tmp_path / "pets" / "cats" / "1.png").write_bytes(picture())
+    assert slipway("predict", "pets", "pets/cats/1.png").exit_code == 0
+    assert slipway("inspect", "pets").exit_code == 0
+    (tmp_path / "pets" / "other" / "1").mkdir(parents=True)
+    (tmp_path / "pets" / "other" / "1" / "manifest.json").touch()  # now a repository
+    assert "pets" in slipway("inspect", "pets").stderr
 
 
 @pytest.mark.parametrize(

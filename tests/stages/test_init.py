@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from ruamel.yaml import YAML
 
 from pipeline import cli
 from stages.params import load
+from tests.pipeline.test_idx import write_set
+from tests.pipeline.test_pictures import classes, picture
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = (ROOT / "params.yaml").read_text()
@@ -24,13 +27,17 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("params.yaml", "dvc.yaml"):
         shutil.copy(ROOT / name, tmp_path)
     shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
-    (tmp_path / "own").mkdir()
+    write_set(tmp_path / "own")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
+def slipway(*arguments: str) -> Result:
+    return CliRunner().invoke(cli.main, arguments)
+
+
 def init(*arguments: str) -> Result:
-    return CliRunner().invoke(cli.main, ["init", *arguments])
+    return slipway("init", *arguments)
 
 
 def test_what_was_there_stays_to_the_byte_and_the_recipe_is_set_in(folder: Path) -> None:
@@ -39,14 +46,16 @@ def test_what_was_there_stays_to_the_byte_and_the_recipe_is_set_in(folder: Path)
     assert written.startswith(SHIPPED)
     recipe = (ROOT / "recipes" / "mnist-cnn.yaml").read_text()
     heading = [line for line in recipe.splitlines() if line.startswith("#")]
-    settings = [line for line in recipe.splitlines() if not line.startswith("#")]
-    assert written[len(SHIPPED) :].splitlines() == [
-        "",
-        *(f"  {line}" for line in heading),
-        "  mnist-cnn:",
-        *(f"    {line}" for line in settings),
-    ]
-    assert (folder / "dvc.yaml").read_text() == GRAPH + "  - reports/mnist-cnn/latency.json\n"
+    added = written[len(SHIPPED) :].splitlines()
+    first = len(heading) + 1
+    assert added[: first + 1] == ["", *(f"  {line}" for line in heading), "  mnist-cnn:"]
+    comments = [line.strip() for line in recipe.splitlines() if line.startswith("  #")]
+    assert comments == [line.strip() for line in added[first:] if line.startswith("      #")]
+    data = YAML(typ="safe").load(recipe)
+    assert YAML(typ="safe").load(written)["experiments"]["mnist-cnn"] == data
+    lines = list(difflib.ndiff(GRAPH.splitlines(), (folder / "dvc.yaml").read_text().splitlines()))
+    assert not [line for line in lines if line.startswith("- ")]
+    assert lines[-1] == "+   - reports/mnist-cnn/latency.json"
 
 
 def test_own_data_and_a_second_one(folder: Path) -> None:
@@ -59,6 +68,96 @@ def test_own_data_and_a_second_one(folder: Path) -> None:
     assert "70,000" not in added and "ossci" not in added
     assert "      # The digits were fitted into 20x20 pixels" in added
     assert load()["other"].data.config.path == "own"
+
+
+def test_an_experiment_of_dvc_changes_the_line_that_it_sets_and_no_other(folder: Path) -> None:
+    """`dvc exp run -S` reads and writes the whole file; here by DVC's own code."""
+    for name in ("mnist-cnn", "faces", "cifar-resnet"):
+        classes(folder / "own")
+        assert init("--recipe", name, "--data", "own").exit_code == 0
+    assert init("own", "--name", "looked-at").exit_code == 0
+    before = (folder / "params.yaml").read_text().splitlines()
+    program = "from dvc.utils.hydra import apply_overrides as set; set('params.yaml', [{!r}])"
+    change = program.format("experiments.digits-mlp.train.lr=0.125")
+    subprocess.run([sys.executable, "-c", change], check=True)
+    after = (folder / "params.yaml").read_text().splitlines()
+    changed = [pair for pair in zip(before, after, strict=True) if pair[0] != pair[1]]
+    assert changed == [("      lr: 0.002", "      lr: 0.125")]
+
+
+def test_an_experiment_is_taken_out_again_to_the_byte(folder: Path) -> None:
+    """Whichever is taken out first, and once more what only dvc.yaml still lists."""
+    assert init("--recipe", "mnist-cnn").exit_code == 0
+    between = [(folder / file).read_text() for file in ("params.yaml", "dvc.yaml")]
+    assert init("--recipe", "mnist-mlp", "--data", "own").exit_code == 0
+    (folder / "reports" / "mnist-cnn").mkdir(parents=True)
+    done = slipway("remove", "mnist-cnn")
+    assert done.exit_code == 0 and "rm -r reports/mnist-cnn\n" in done.output
+    assert "70,000" not in (folder / "params.yaml").read_text()
+    assert list(load()) == ["digits-cnn", "digits-mlp", "mnist-mlp"]
+    assert slipway("remove", "mnist-mlp").exit_code == 0
+    assert (folder / "params.yaml").read_text() == SHIPPED
+    assert (folder / "dvc.yaml").read_text() == GRAPH
+    (folder / "dvc.yaml").write_text(between[1])
+    (folder / "data" / "builtin").parent.mkdir()
+    (folder / "data" / "builtin").touch()
+    warned = slipway("check")
+    assert warned.exit_code == 0 and "there is no experiments.mnist-cnn" in warned.stderr
+    assert slipway("remove", "mnist-cnn").exit_code == 0
+    assert (folder / "dvc.yaml").read_text() == GRAPH and slipway("check").stderr == ""
+    assert (folder / "reports" / "mnist-cnn").is_dir()
+
+
+def test_an_experiment_in_another_layout_and_the_last_one(folder: Path) -> None:
+    yaml = YAML()
+    yaml.indent(mapping=4, sequence=6, offset=4)
+    yaml.dump(yaml.load(SHIPPED), folder / "params.yaml")
+    wrong = slipway("remove", "digits-cn")
+    assert wrong.exit_code == 2 and "did you mean 'digits-cnn'" in wrong.stderr
+    assert slipway("remove", "digits-cnn").exit_code == 0
+    assert list(load()) == ["digits-mlp"]
+    assert "reports/digits-cnn" not in (folder / "dvc.yaml").read_text()
+    last = slipway("remove", "digits-mlp")
+    assert last.exit_code == 2 and "add another first" in last.stderr
+
+
+def test_a_folder_outside_the_project_is_named_whole(folder: Path) -> None:
+    """A queued experiment runs in a copy elsewhere, from which `../` leads to nothing."""
+    outside = write_set(folder.parent / f"{folder.name}-outside")
+    assert init(f"../{outside.name}", "--name", "far").exit_code == 0
+    assert init(str(folder / "own"), "--name", "near").exit_code == 0
+    assert init("--recipe", "mnist-mlp", "--data", f"../{outside.name}").exit_code == 0
+    paths = [experiment.data.config.path for experiment in load().values()]
+    assert paths[2:] == [str(outside), "own", str(outside)]
+
+
+def test_what_the_queue_would_lack_is_told(folder: Path) -> None:
+    told = "`dvc add own && git add own.dvc`; or give them `-C own`"
+    assert told not in init("own", "--name", "without-git").output
+    subprocess.run(["git", "init", "-q"], check=True)
+    assert told in init("own", "--name", "unknown").output
+    subprocess.run(["git", "add", "own"], check=True)
+    assert told not in init("own", "--name", "known-to-git").output
+    subprocess.run(["git", "rm", "-rq", "--cached", "own"], check=True)
+    (folder / "own.dvc").touch()
+    assert told in init("own", "--name", "known-to-dvc-alone").output
+    subprocess.run(["git", "add", "own.dvc"], check=True)
+    assert told not in init("own", "--name", "known-to-dvc").output
+
+
+@pytest.mark.parametrize(
+    ("recipe", "told"),
+    [
+        ("mnist-cnn", "expected train-images-idx3-ubyte"),
+        ("faces", "no folders of classes, but 1 picture directly in it"),
+    ],
+)
+def test_a_recipe_looks_at_the_data_first(folder: Path, recipe: str, told: str) -> None:
+    shutil.rmtree(folder / "own")
+    picture(folder / "own" / "1.png", 1)
+    done = init("--recipe", recipe, "--data", "own")
+    assert done.exit_code == 1 and told in done.stderr
+    assert (folder / "params.yaml").read_text() == SHIPPED
 
 
 @pytest.mark.parametrize(

@@ -122,10 +122,20 @@ def test_small_classes_have_a_row_in_every_part(folder: Path, count: int) -> Non
 
 def test_classes_too_small_to_deal_are_named(folder: Path) -> None:
     classes(folder / "set", labels="ab", count=9)
-    classes(folder / "set", labels="c", count=2, seed=777)
+    classes(folder / "set", labels="c", count=1, seed=777)
     done = init("set")
-    assert done.exit_code == 1 and "each needs 3 pictures" in done.stderr
-    assert "c: 2 pictures" in done.stderr and "a: " not in done.stderr
+    assert done.exit_code == 1 and "in every part, each needs 3 pictures:\n" in done.stderr
+    assert "c: 1 picture\n" in done.stderr and "a: " not in done.stderr
+
+
+def test_a_few_that_cannot_be_opened_are_named_and_one_is_one(folder: Path) -> None:
+    classes(folder / "set", count=9)
+    (folder / "set" / "a" / "torn.png").write_bytes(b"no")
+    (folder / "set" / "notes.txt").write_text("x")
+    done = init("set")
+    assert done.exit_code == 0 and "1 file ignored: 1 .txt" in done.output
+    assert "at most 1 minute on" in done.output
+    assert "cannot be opened, mend or remove: set/a/torn.png: " in done.output
 
 
 def test_idx_files_become_an_experiment(folder: Path) -> None:
@@ -161,8 +171,8 @@ def _unreadable(folder: Path) -> None:
         (lambda folder: None, 2, "set: does not exist"),
         (_empty, 2, "nothing here that is known; expected one of: "),
         (_texts, 2, "a folder with one folder of pictures for each class"),
-        (_loose, 1, "no folders of classes, but 1 pictures directly in it"),
-        (_unreadable, 1, "pictures that cannot be opened: 8"),
+        (_loose, 1, "no folders of classes, but 1 picture directly in it"),
+        (_unreadable, 1, "pictures that cannot be opened:"),
     ],
 )
 def test_what_cannot_be_used_is_told_and_nothing_is_changed(folder, make, code, told) -> None:
@@ -198,7 +208,7 @@ def test_more_pictures_mean_smaller_ones_and_fewer_passes() -> None:
 
 @pytest.mark.parametrize("recipe", sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml")))
 def test_every_recipe_is_an_experiment_and_says_what_it_reads(folder: Path, recipe: str) -> None:
-    (folder / "own").mkdir()  # of a table it would be a file: nothing is read yet
+    classes(write_set(folder / "own"))
     assert init("--recipe", recipe, "--data", "own").exit_code == 0
     assert load()[recipe].data.config.path == "own"
     text = (ROOT / "recipes" / f"{recipe}.yaml").read_text()
@@ -344,9 +354,10 @@ def test_a_folder_to_an_answer(tmp_path: Path) -> None:
     for path in samples:
         assert path.read_bytes() in originals
         done = project.run(
-            "slipway", "predict", "bundles/colours", str(path), PYTHONPATH=str(project.folder)
+            "slipway", "predict", "colours", str(path), PYTHONPATH=str(project.folder)
         )
         assert path.stem in done.stdout.splitlines()[0]
-    told = project.run("slipway", "summary", PYTHONPATH=str(project.folder)).stdout
-    assert "slipway predict bundles/colours reports/colours/samples/blue.jpg" in told
+    told = project.run("slipway", "summary", "colours", PYTHONPATH=str(project.folder)).stdout
+    assert "slipway predict colours reports/colours/samples/blue.jpg" in told
+    assert "test rows: one row is" in told and QUICK not in told
     assert QUICK in (project.folder / "params.yaml").read_text()

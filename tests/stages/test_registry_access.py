@@ -152,7 +152,7 @@ def test_with_mlflows_own_accounts(project: State, tmp_path: Path) -> None:
         assert stranger.returncode == 1 and "Traceback" not in stranger.stderr
         done = state.here(register, EXPERIMENT, **admin)
         assert done.returncode == 0, done.stderr
-        assert "(found)" in state.track(**admin).stdout
+        assert "(there already)" in state.track(**admin).stdout
         pull = ("-m", "serving.commands.pull", SOURCE, "--to", str(tmp_path / "repository"))
         refused = state.run(*pull)
         assert refused.returncode == 1 and "MLFLOW_TRACKING_USERNAME" in refused.stderr

@@ -90,6 +90,9 @@ def test_run_says_what_the_files_say(tracked: State) -> None:
     assert not {"tracker.place", "tracker.began"} & run.keys()
     assert tracked.points(run["id"], "train_loss") == [(1, 1 / 2), (2, 1 / 3), (3, 1 / 4)]
     assert tracked.points(run["id"], "test.accuracy") == [(0, 0.91)]
+    with sqlite3.connect(tracked.folder / "mlflow.db") as database:
+        (first,) = database.execute("SELECT key FROM latest_metrics ORDER BY rowid").fetchone()
+    assert first == "test.accuracy", "what MLflow's page of comparison opens on"
     assert tracked.points(run["id"], "latency.batch_1_p50_ms") == [(0, 0.5)]
     with sqlite3.connect(tracked.folder / "mlflow.db") as database:
         params = dict(database.execute("SELECT key, value FROM params"))
@@ -127,7 +130,7 @@ def test_nothing_changed_wakes_nothing_and_restores_the_lineage(tracked: State) 
     path.unlink()
     done = tracked.run("-X", "importtime", "-m", "stages.track", EXPERIMENT)
     woken = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert "(found)" in done.stdout and "pydantic" in woken
+    assert "(there already)" in done.stdout and "pydantic" in woken
     assert not woken & {"torch", "mlflow", "onnx", "onnxruntime", "pandas", "sklearn", "requests"}
     assert path.read_bytes() == before
     assert len(tracked.runs()) == 1
@@ -143,7 +146,7 @@ def test_another_state_another_run_and_back(state: State) -> None:
     for stamp in (state.folder / ".dvc/tmp/track").iterdir():
         stamp.unlink()
     done = state.track()
-    assert "(found)" in done.stdout and old in done.stdout
+    assert "(there already)" in done.stdout and old in done.stdout
     assert len(state.runs()) == 2
     assert len(state.points(old, "train_loss")) == EPOCHS
 
@@ -152,7 +155,7 @@ def test_later_measurement_becomes_the_next_point(state: State) -> None:
     (run,) = state.runs()
     state.measure(0.7)
     for _ in range(2):
-        assert "(found)" in state.track().stdout
+        assert "(there already)" in state.track().stdout
     assert state.points(run["id"], "latency.batch_1_p50_ms") == [(0, 0.5), (1, 0.7)]
 
 
@@ -163,7 +166,7 @@ def test_live_run_is_adopted_without_doubling_its_curves(state: State) -> None:
     assert process.communicate("end\n", timeout=60)[1] == ""
     assert state.runs()[-1]["status"] == "RUNNING"
     assert len(state.points(live["id"], "train_loss")) == 2
-    assert "(adopted)" in state.track().stdout
+    assert "(begun by its training)" in state.track().stdout
     adopted = state.runs()[-1]
     assert adopted["id"] == live["id"] and adopted["status"] == "FINISHED"
     for metric in ("train_loss", "lr", "validation_accuracy"):
@@ -194,7 +197,7 @@ def test_a_killed_training_makes_way_for_the_one_that_went_on(state: State) -> N
     wait_for(lambda: [r for r in state.runs() if r.get("pipeline.state") == "live"])
     assert process.communicate("end\n", timeout=60)[1] == ""
     assert [run["status"] for run in state.runs()][1:] == ["KILLED", "RUNNING"]
-    assert "(adopted)" in state.track().stdout
+    assert "(begun by its training)" in state.track().stdout
     first, finished = state.runs()
     assert first["pipeline.state"] == "tracked" and finished["status"] == "FINISHED"
     assert [step for step, _ in state.points(finished["id"], "train_loss")] == [1, 2, 3]
@@ -237,10 +240,10 @@ def test_two_trackers_and_a_database_that_is_not_there_yet(tmp_path: Path) -> No
 def test_a_run_deleted_in_mlflow_is_tracked_again(state: State) -> None:
     (run,) = state.runs()
     client = MlflowClient(f"sqlite:///{state.folder}/mlflow.db")
-    assert "(found)" in state.track().stdout
+    assert "(there already)" in state.track().stdout
     client.delete_experiment(client.get_experiment_by_name("slipway").experiment_id)
     assert state.runs() == []
-    assert "(found)" in state.track().stdout
+    assert "(there already)" in state.track().stdout
     assert [back["id"] for back in state.runs()] == [run["id"]]
     client.delete_run(run["id"])
     assert "(new)" in state.track().stdout
@@ -248,7 +251,7 @@ def test_a_run_deleted_in_mlflow_is_tracked_again(state: State) -> None:
     assert again["id"] != run["id"] and again["pipeline.state"] == "tracked"
     assert state.lineage["mlflow"]["run_id"] == again["id"]
     done = state.track()
-    assert "(found)" in done.stdout and again["id"] in done.stdout
+    assert "(there already)" in done.stdout and again["id"] in done.stdout
 
 
 def test_a_run_deleted_on_a_server_is_tracked_again(mlflow_server: Any, tmp_path: Path) -> None:
@@ -257,7 +260,7 @@ def test_a_run_deleted_on_a_server_is_tracked_again(mlflow_server: Any, tmp_path
     assert "(new)" in state.track().stdout
     first = state.lineage["mlflow"]["run_id"]
     woken = state.run("-X", "importtime", "-m", "stages.track", EXPERIMENT)
-    assert f"{first} (found)" in woken.stdout
+    assert f"{first} (there already)" in woken.stdout
     assert not re.search(r"\| +(mlflow|requests|torch)\n", woken.stderr)
     MlflowClient(mlflow_server.uri).delete_run(first)
     assert "(new)" in state.track().stdout
@@ -352,12 +355,12 @@ def test_a_database_that_cannot_be_written_is_told_at_once(state: State, what: s
 
 def test_a_database_that_is_held_is_waited_for(state: State) -> None:
     """Another process that writes for a moment is no damage, and no reason to forget a run."""
-    assert "(found)" in state.track().stdout
+    assert "(there already)" in state.track().stdout
     database = sqlite3.connect(state.folder / "mlflow.db", isolation_level=None)
     database.execute("BEGIN EXCLUSIVE")
     try:
         woken = state.run("-X", "importtime", "-m", "stages.track", EXPERIMENT)
-        assert "(found)" in woken.stdout and not re.search(r"\| +mlflow\n", woken.stderr)
+        assert "(there already)" in woken.stdout and not re.search(r"\| +mlflow\n", woken.stderr)
         Address(f"sqlite:///{state.folder}/mlflow.db", "slipway", None, state.folder).check()
     finally:
         database.close()
@@ -519,3 +522,19 @@ def test_no_op_takes_little_processor_time(tracked: State) -> None:
     )
     seconds = min(float(tracked.run("-c", measure).stdout.split()[-1]) for _ in range(3))
     assert seconds < 1.0, f"{seconds:.2f} s; on an idle machine 0.35 s"
+
+
+def test_the_ends_of_an_interval_are_metrics_and_its_words_are_none() -> None:
+    from stages.tracking.facts import finals
+
+    report = {
+        "test": {"r2": 0.8},
+        "interval": "r2 0.79 to 0.82",
+        "intervals": {"r2": [0.79, 0.82]},
+    }
+    assert finals(report, {}) == {
+        "test.r2": 0.8,
+        "interval.r2.low": 0.79,
+        "interval.r2.high": 0.82,
+    }
+    assert finals({"test": {"r2": 0.8}, "intervals": [1]}, {}) == {"test.r2": 0.8}

@@ -45,7 +45,8 @@ class Fit(BaseModel):
         "bilinear", description="how pixels are weighed when the size changes"
     )
     trim: bool = Field(
-        False, description="clear the background and cut to what is drawn, before fitting"
+        False,
+        description="clear the background and cut to what is drawn, light on black, before fitting",
     )
     margin: int = Field(0, ge=0, description="pixels of background kept around, after fitting")
 
@@ -164,19 +165,22 @@ def hint(
             f"nothing of the drawing is left at the model's {decoder.width}x{decoder.height} "
             "pixels; cut the picture to what is drawn, or draw with thicker strokes"
         )
-    if not invert and looks_inverted(decoder, payload):
+    if decoder.trim and looks_inverted(decoder, payload, invert):
+        if invert:
+            return "the picture looks light on dark already; leave out --invert"
         return "the picture looks dark on light, and the model learned light on dark; try --invert"
     return None
 
 
-def looks_inverted(decoder: ImageDecoder, payload: bytes) -> bool:
-    """Whether a picture seems dark on light although the model learned light on dark.
+def looks_inverted(decoder: ImageDecoder, payload: bytes, invert: bool = False) -> bool:
+    """Whether a picture, as it is read, seems dark on light.
 
-    Judged by its border, which is background in what the model was taught.
+    Judged by its border. Only `trim` says that a model learned light strokes on black: a border is
+    no background in pictures of any other kind, and most of them are light.
     """
     # Stretched, so that the border is the picture's own and not what it was padded with.
     plain = {"trim": False, "margin": 0, "fit": "stretch"}
-    row = decode(decoder.model_copy(update=plain), payload, {}, False)
+    row = decode(decoder.model_copy(update=plain), payload, {}, invert)
     border = np.concatenate(
         [row[0].ravel(), row[-1].ravel(), row[:, 0].ravel(), row[:, -1].ravel()]
     )

@@ -16,7 +16,7 @@ from hypothesis.extra import numpy as arrays
 from PIL import Image
 from pydantic import ValidationError
 
-from pipeline.bundle.decode import DecodeError, decode, encode
+from pipeline.bundle.decode import DecodeError, decode, encode, hint
 from pipeline.bundle.decode.image import MAX_PIXELS, ImageDecoder, looks_inverted
 
 SIDE = 6
@@ -196,6 +196,17 @@ def test_invert_reads_dark_on_light_as_light_on_dark(size):
     assert not looks_inverted(grey(), picture_bytes(Image.fromarray(light)))
 
 
+def test_a_hint_needs_to_know_what_was_learned_and_goes_both_ways():
+    light = np.zeros((40, 40), np.uint8)
+    light[10:30, 15:25] = 255
+    on_black, on_white = (picture_bytes(Image.fromarray(a)) for a in (light, 255 - light))
+    strokes = grey(trim=True)
+    assert "try --invert" in hint(strokes, on_white)
+    assert hint(strokes, on_white, invert=True) is hint(strokes, on_black) is None
+    assert "leave out --invert" in hint(strokes, on_black, invert=True)
+    assert not any(hint(grey(), p, invert=i) for p in (on_black, on_white) for i in (False, True))
+
+
 def test_invert_takes_transparent_for_light():
     clear = Image.new("RGBA", (SIDE, SIDE), (0, 0, 0, 0))
     assert decode(grey(), picture_bytes(clear), invert=True).max() == 0
@@ -250,7 +261,7 @@ ROOT = Path(__file__).parents[3]
 LARGE = """
 import io
 from PIL import Image
-from pipeline.bundle.decode import DecodeError, decode
+from pipeline.bundle.decode import DecodeError, decode, hint
 from pipeline.bundle.decode.image import ImageDecoder
 buffer = io.BytesIO()
 Image.new("1", (10_000, 9_000)).save(buffer, "PNG")
@@ -272,7 +283,7 @@ def test_a_large_picture_is_refused_in_our_words_alone():
 LONG = """
 import io
 from PIL import Image
-from pipeline.bundle.decode import decode
+from pipeline.bundle.decode import decode, hint
 from pipeline.bundle.decode.image import ImageDecoder
 from tests.memory import peak_bytes
 for size in ((20_000_000, 1), (1, 20_000_000)):
