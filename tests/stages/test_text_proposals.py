@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ruamel.yaml import YAML
 
 from pipeline.config import ConfigError
 from pipeline.dataset import DataError
-from stages.commands.init import _plain
 from stages.proposals import Hints, propose
 
 WORDS = [
@@ -43,7 +43,7 @@ def file(path: Path, quotes: str = '"', encoding: str = "utf-8", short: bool = F
 
 
 def proposed(path: Path, **hints: str) -> dict[str, Any]:
-    sections: dict[str, Any] = _plain(propose(path, Hints(**hints)).text)
+    sections: dict[str, Any] = YAML(typ="safe").load(propose(path, Hints(**hints)).text)
     return sections
 
 
