@@ -66,7 +66,7 @@ def card(
             "| metric | value | 95 % interval |",
             "| --- | --- | --- |",
             *(
-                f"| {metric.replace('_', ' ')} | {value:.6g} | {_interval(intervals[metric])} |"
+                f"| {metric.replace('_', ' ')} | {value:.6g} | {_interval(intervals.get(metric))} |"
                 for metric, value in scores.items()
             ),
             "",
@@ -109,8 +109,8 @@ def _tensor(side: str, tensor: Input | Output) -> str:
     return f"- {side} `{tensor.name}`: {tensor.dtype} `[{shape}]`, {tensor.units}"
 
 
-def _interval(ends: Sequence[float]) -> str:
-    return f"{ends[0]:g} to {ends[1]:g}"
+def _interval(ends: Sequence[float] | None) -> str:
+    return f"{ends[0]:g} to {ends[1]:g}" if ends else "none (whole network, by torch)"
 
 
 def _settings(values: Mapping[str, Any]) -> str:

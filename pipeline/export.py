@@ -44,6 +44,9 @@ class Config(Section):
 
     opset: int = Field(20, ge=18, le=22, description="ONNX operator set, pinned")
     golden_rows: int = Field(16, ge=1, le=64, description="real rows that travel with the graph")
+    part: str | None = Field(
+        None, description="which part is shipped, where a task has several; null: its first"
+    )
 
 
 def export(

@@ -40,7 +40,7 @@ def initialise(body: nn.Module, how: Initialisation, nonlinearity: Activation) -
         return body
     gain = nn.init.calculate_gain(nonlinearity if nonlinearity in ("tanh", "sigmoid") else "relu")
     for module in body.modules():
-        if isinstance(module, (nn.Linear, nn.Conv2d)):
+        if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
             _draw(module.weight, how, gain)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
@@ -63,3 +63,33 @@ def _draw(weight: torch.Tensor, how: Initialisation, gain: float) -> None:
         nn.init.xavier_uniform_(weight, gain)
     else:
         nn.init.orthogonal_(weight, gain)
+
+
+def halved(size: tuple[int, int]) -> tuple[int, int]:
+    """Height and width after `halving`."""
+    return (size[0] + 1) // 2, (size[1] + 1) // 2
+
+
+def halving(channels: int, wider: int, size: tuple[int, int], *, bias: bool) -> nn.Module:
+    """A convolution from a picture of `size` to half of it, rounded up."""
+    from torch import nn
+
+    # An odd side is padded once more: 4 pixels at every second place then meet each of it alike.
+    padding = (1 + size[0] % 2, 1 + size[1] % 2)
+    return nn.Conv2d(channels, wider, 4, stride=2, padding=padding, bias=bias)
+
+
+def doubling(channels: int, narrower: int, size: tuple[int, int], *, bias: bool) -> nn.Module:
+    """A transposed convolution from half of `size`, rounded up, to `size`: `halving` undone."""
+    from torch import nn
+
+    odd = (size[0] % 2, size[1] % 2)
+    return nn.ConvTranspose2d(
+        channels,
+        narrower,
+        4,
+        stride=2,
+        padding=(1 + odd[0], 1 + odd[1]),
+        output_padding=odd,
+        bias=bias,
+    )

@@ -20,6 +20,7 @@ class Optimiser(Section):
     name: Literal["sgd", "adam", "adamw"] = Field("adamw", description="which optimiser")
     momentum: float = Field(0.9, ge=0, lt=1, description="sgd only: share of the last step kept")
     nesterov: bool = Field(False, description="sgd only: Nesterov's form of momentum")
+    beta1: float = Field(0.9, ge=0, lt=1, description="adam, adamw: memory of gradients")
     beta2: float = Field(0.999, ge=0, lt=1, description="adam, adamw: memory of squared gradients")
     weight_decay: float = Field(
         0.0, ge=0, description="adamw only: decoupled (Loshchilov, Hutter 2019)"
@@ -29,8 +30,8 @@ class Optimiser(Section):
     def _applicable(self) -> Optimiser:
         own = {
             "sgd": {"momentum", "nesterov"},
-            "adam": {"beta2"},
-            "adamw": {"beta2", "weight_decay"},
+            "adam": {"beta1", "beta2"},
+            "adamw": {"beta1", "beta2", "weight_decay"},
         }[self.name]
         idle = sorted(self.model_fields_set - own - {"name"})
         if idle:
@@ -80,8 +81,8 @@ def build(config: Optimiser, lr: float, network: nn.Module) -> torch.optim.Optim
             [*decayed, *plain], lr=lr, momentum=config.momentum, nesterov=config.nesterov
         )
     if config.name == "adam":
-        return torch.optim.Adam([*decayed, *plain], lr=lr, betas=(0.9, config.beta2))
-    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, config.beta2))
+        return torch.optim.Adam([*decayed, *plain], lr=lr, betas=(config.beta1, config.beta2))
+    return torch.optim.AdamW(groups, lr=lr, betas=(config.beta1, config.beta2))
 
 
 def factor(config: Schedule, step: int, steps: int, steps_per_epoch: int) -> float:

@@ -35,3 +35,9 @@ def load(kind: str, name: object, path: str) -> ModuleType:
     if not isinstance(name, str) or name not in known:
         raise ConfigError(f"{path}: no {kind} named {name!r}{suggestion(str(name), known)}")
     return importlib.import_module(f"{KINDS[kind]}.{name}")
+
+
+def gives(model: ModuleType) -> str:
+    """What a model's `build` gives: a `pipeline.tasks._shared.contract.Body`."""
+    given: str = getattr(model, "GIVES", "answers")
+    return given

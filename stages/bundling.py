@@ -41,9 +41,10 @@ def bundle(
 
     `graph` is what was proven, `answers` what it gave over the test split.
     """
-    inputs, outputs = task.asked(data.inputs), task.declared()
+    inputs, outputs = task.asked(), task.declared()
     versions = {package: version(package) for package in VERSIONS}
-    scores = proven.parity.metrics_onnx
+    # What answers do not tell was measured by torch, of the whole network.
+    scores = {**json.loads(layout.metrics.read_bytes())["test"], **proven.parity.metrics_onnx}
     golden_rows = layout.golden.read_bytes()
     files = _files_of(layout, inputs)
     rows = golden.unpack(golden_rows)[0]
@@ -51,7 +52,7 @@ def bundle(
         "model.onnx": graph,
         "golden.npz": golden_rows,
         "profile.json": canonical_json(
-            profile(prepared.read(layout.data, "train"), data.target, answers)
+            profile(task.questions(prepared.read(layout.data, "train")), data.target, answers)
         ),
         "card.md": card(
             experiment.name,

@@ -26,22 +26,26 @@ def command(experiment: Experiment, layout: Layout) -> None:
     from stages import network as networks
 
     manifest = prepared.read_manifest(layout.data)
-    task = networks.task(experiment, manifest)
-    rows = task.questions(prepared.read(layout.data, "test"))
+    task = networks.task(experiment, manifest).shipping(experiment.export.part)
+    test = prepared.read(layout.data, "test")
+    rows = task.questions(test)
     names = tuple(output.name for output in task.declared())
     make_deterministic(0, experiment.train.threads)
-    module = networks.trained(experiment, manifest, layout.weights)
+    network = networks.trained(experiment, manifest, layout.weights)
+    module = task.deployable(network)
     answers = evaluate.answers(lambda raw: predict(module, raw, names), rows)
     # The answers say whose they are: `verify` holds the graph against no others.
     save_file(answers, layout.answers, {"weights": sha256(layout.weights.read_bytes())})
 
-    scores = task.scores(answers, rows.target, experiment.metrics)
+    task.study(prepared.read(layout.data, "train"))
+    found = task.examine(network, test, experiment.metrics)
+    scores = task.scores(answers, rows.target, experiment.metrics) | found.scores
     rounded = {name: significant(value) for name, value in scores.items()}
     spread = intervals(
         lambda some, target: task.scores(some, target, experiment.metrics), answers, rows.target
     )
     write_atomically(layout.metrics, canonical_json(report(rounded, spread)))
-    tables = task.tables(answers, rows.target)
+    tables = task.tables(answers, rows.target) | found.tables
     declared = manifest.inputs[0]
     if "probabilities" in answers and manifest.target.kind == "class" and declared.decoder:
         files = {name: (layout.data / name).read_bytes() for name in manifest.files}
@@ -54,9 +58,10 @@ def command(experiment: Experiment, layout: Layout) -> None:
             files,
         )
         tables |= {"mistakes": worst} if worst else {}
+    layout.tables.mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():
         write_atomically(layout.tables / f"{name}.csv", csv_bytes(table))
-    drawn = task.pictures(answers, rows)
+    drawn = task.pictures(answers, rows) | found.pictures
     drawn["curves.svg"] = pictures.curves(layout.history.read_text())
     for name, payload in drawn.items():
         write_atomically(layout.pictures / name, payload)
@@ -73,11 +78,12 @@ def report(
 
     It passes over lists, so the other intervals crowd nothing.
     """
-    first = next(iter(scores))
-    low, high = spread[first]
+    told = [
+        f"{name} {spread[name][0]:g} to {spread[name][1]:g}" for name in scores if name in spread
+    ]
     return {
         "test": scores,
-        "interval": f"{first} {low:g} to {high:g}",
+        "interval": told[0] if told else "none",
         "intervals": {name: list(ends) for name, ends in spread.items()},
     }
 

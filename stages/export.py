@@ -21,13 +21,13 @@ def command(experiment: Experiment, layout: Layout) -> None:
     from stages import network as networks
 
     manifest = prepared.read_manifest(layout.data)
-    task = networks.task(experiment, manifest)
+    task = networks.task(experiment, manifest).shipping(experiment.export.part)
     outputs = task.declared()
     make_deterministic(0, experiment.train.threads)
-    module = networks.trained(experiment, manifest, layout.weights)
+    module = task.deployable(networks.trained(experiment, manifest, layout.weights))
     graph = export.export(
         module,
-        task.asked(manifest.inputs),
+        task.asked(),
         outputs,
         experiment.export.opset,
         export.metadata(experiment.name, task.config.name, manifest.labels)

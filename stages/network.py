@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from pipeline import prepared
 from pipeline.checkpoint import load_weights
 from pipeline.network import Network, assemble
@@ -15,7 +13,7 @@ from stages.params import Experiment
 
 def task(experiment: Experiment, manifest: prepared.Manifest) -> Any:
     """The experiment's task over the data set's target."""
-    return experiment.task.module.Task(experiment.task.config, manifest.target)
+    return experiment.task.module.Task(experiment.task.config, manifest.target, manifest.inputs)
 
 
 def fresh(experiment: Experiment, manifest: prepared.Manifest) -> Network:
@@ -24,8 +22,8 @@ def fresh(experiment: Experiment, manifest: prepared.Manifest) -> Network:
     return assemble(manifest, model.module, model.config, outputs)
 
 
-def trained(experiment: Experiment, manifest: prepared.Manifest, weights: Path) -> nn.Module:
-    """The deployable module with the trained weights, on the CPU, in evaluation mode."""
+def trained(experiment: Experiment, manifest: prepared.Manifest, weights: Path) -> Network:
+    """The whole network with the trained weights, on the CPU, in evaluation mode."""
     network = fresh(experiment, manifest)
     network.load_state_dict(load_weights(weights))
-    return task(experiment, manifest).deployable(network)
+    return network.eval()

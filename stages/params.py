@@ -18,7 +18,6 @@ from pipeline import export, plugins, train
 from pipeline.bundle.manifest import MODEL_NAME
 from pipeline.config import ConfigError, Section, build, suggestion
 from pipeline.metrics import check_names
-from pipeline.target import Kind
 
 PARAMS = Path("params.yaml")
 SECTIONS = ("data", "model", "task", "train", "metrics", "export")
@@ -131,10 +130,11 @@ def _experiment(name: Any, entry: Any) -> Experiment:
     data = attempt(_plugin, "data", entry["data"], f"{path}.data")
     model = attempt(_plugin, "model", entry["model"], f"{path}.model")
     task = attempt(_plugin, "task", entry["task"], f"{path}.task")
-    of = task and task.module.Task.teaches
-    training = attempt(_training, entry["train"], of, f"{path}.train")
-    exporting = attempt(build, export.Config, entry["export"], f"{path}.export")
-    metrics = attempt(_metrics, entry["metrics"], of, f"{path}.metrics")
+    if model and task:
+        attempt(_check_body, model, task, f"{path}.model.name")
+    training = attempt(_training, entry["train"], task, f"{path}.train")
+    exporting = attempt(_export, entry["export"], task, f"{path}.export")
+    metrics = attempt(_metrics, entry["metrics"], task, f"{path}.metrics")
     if mistakes:
         raise ConfigError("\n".join(mistakes))
     return Experiment(name, data, model, task, training, metrics, exporting)
@@ -147,17 +147,60 @@ def _plugin(kind: str, values: Any, path: str) -> Plugin:
     return Plugin(module, build(module.Config, values, path))
 
 
-def _training(values: Any, of: Kind | None, path: str) -> train.Config:
+def _check_body(model: Plugin, task: Plugin, path: str) -> None:
+    """Raises `ConfigError` for a model that the task can do nothing with."""
+    needed = task.module.Task.body
+    if plugins.gives(model.module) != needed:
+        fitting = [
+            name
+            for name in plugins.names("model")
+            if plugins.gives(plugins.load("model", name, path)) == needed
+        ]
+        raise ConfigError(
+            f"{path}: {model.config.name} gives {plugins.gives(model.module)}, and "
+            f"{task.config.name} needs {needed}: {', '.join(fitting)}"
+        )
+
+
+def _training(values: Any, task: Plugin | None, path: str) -> train.Config:
     config = build(train.Config, values, path)
     if config.early_stopping.metric != "loss":
-        check_names([config.early_stopping.metric], of, f"{path}.early_stopping.metric")
+        _check_metrics([config.early_stopping.metric], task, f"{path}.early_stopping.metric")
     return config
 
 
-def _metrics(values: Any, of: Kind | None, path: str) -> tuple[str, ...]:
+def _export(values: Any, task: Plugin | None, path: str) -> export.Config:
+    config = build(export.Config, values, path)
+    parts = list(task.module.Task.parts) if task else []
+    if task and config.part is not None and config.part not in parts:
+        if not parts:
+            raise ConfigError(f"{path}.part: {task.config.name} ships one thing; take it out")
+        raise ConfigError(
+            f"{path}.part: {task.config.name} has no part {config.part!r}"
+            f"{suggestion(config.part, parts)}"
+        )
+    return config
+
+
+def _metrics(values: Any, task: Plugin | None, path: str) -> tuple[str, ...]:
     if not isinstance(values, list) or not values or not all(isinstance(v, str) for v in values):
         raise ConfigError(f"{path}: expected a list of metrics, got {values!r}")
     if len(set(values)) != len(values):
         raise ConfigError(f"{path}: a metric is listed twice")
-    check_names(values, of, path)
+    _check_metrics(values, task, path)
     return tuple(values)
+
+
+def _check_metrics(names: list[str], task: Plugin | None, path: str) -> None:
+    """Raises `ConfigError` for what the task cannot be judged by."""
+    if task is None:
+        return
+    if not task.module.Task.measures:
+        check_names(names, task.module.Task.teaches, path)
+        return
+    known = list(task.module.Task.measures)
+    for name in names:
+        if name not in known:
+            raise ConfigError(
+                f"{path}: {task.config.name} measures no {name!r}{suggestion(name, known)}"
+            )

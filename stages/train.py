@@ -59,11 +59,9 @@ def train(
     log: Callable[[dict[str, float]], None],
 ) -> tuple[Network, Progress]:
     """Train on the prepared folder `data`, going on from `checkpoints` where its key is `key`."""
-    from pipeline import evaluate, prepared
+    from pipeline import prepared
     from pipeline import train as loop
     from pipeline.determinism import make_deterministic
-    from pipeline.metrics import METRICS, Better
-    from pipeline.network import predict
     from stages import network as networks
 
     config = experiment.train
@@ -72,29 +70,25 @@ def train(
     make_deterministic(config.seed, config.threads)
     task = networks.task(experiment, manifest)
     network = networks.fresh(experiment, manifest).to(device)
-    deployable = task.deployable(network)
-    names = tuple(output.name for output in task.declared())
-    better: dict[str, Better] = {"loss": "lower"}
     watched = sorted({*task.watched, config.early_stopping.metric} - {"loss"})
 
     def score(module: nn.Module, rows: prepared.Rows) -> dict[str, float]:
-        module.eval()
-        answers = evaluate.answers(lambda raw: predict(deployable, raw, names), rows)
-        return task.scores(answers, rows.target, watched) | {
-            "loss": task.plain_loss(answers, rows.target)
-        }
+        figures: dict[str, float] = task.validate(module.eval(), rows, watched)
+        return figures
 
     count = sum(parameter.numel() for parameter in network.parameters())
     print(f"training {experiment.name} on {device}: {count} weights", flush=True)
+    rows = prepared.read(data, "train")
+    task.study(rows)
     progress = loop.fit(
         network,
         config,
-        prepared.read(data, "train"),
+        rows,
         prepared.read(data, "validation"),
         players=task.players(network),
         turns=task.turns,
         score=score,
-        better=better | {name: METRICS[name].better for name in watched},
+        better={"loss": "lower", **{name: task.better(name) for name in watched}},
         log=log,
         folder=checkpoints,
         key=key,

@@ -33,7 +33,9 @@ def command(experiment: Experiment, layout: Layout) -> None:
 
     manifest = prepared.read_manifest(layout.data)
     graph = layout.graph.read_bytes()  # once: what is proven is what is bundled
-    task = experiment.task.module.Task(experiment.task.config, manifest.target)
+    task = experiment.task.module.Task(
+        experiment.task.config, manifest.target, manifest.inputs
+    ).shipping(experiment.export.part)
     rows = task.questions(prepared.read(layout.data, "test"))
     session = open_session(graph)
     model = onnx.load_from_string(graph)
@@ -70,7 +72,7 @@ def _check_graph(experiment: Experiment, model: ModelProto, data: Manifest, task
     """What the graph says of itself must be what was asked for. Raises `ExportError`."""
     from pipeline import export
 
-    export.check(model, task.asked(data.inputs), task.declared(), experiment.export.opset)
+    export.check(model, task.asked(), task.declared(), experiment.export.opset)
     export.check_metadata(model, export.metadata(experiment.name, task.config.name, data.labels))
 
 

@@ -16,14 +16,16 @@ from pipeline import plugins
 from pipeline.config import ConfigError, Section
 from pipeline.forms import Form
 from pipeline.layers import Activation
+from pipeline.tasks._shared.contract import Body
 
 ROOT = Path(__file__).parents[1]
 NEEDED = {"data": "load", "frontend": "build", "model": "build", "task": "Task"}
 EVERY = [(kind, name) for kind in NEEDED for name in plugins.names(kind)]
 TASK = (
-    *("players", "turns", "plain_loss", "deployable", "declared", "asked", "questions"),
-    *("scores", "tables", "pictures"),
+    *("players", "turns", "study", "validate", "better", "deployable", "declared", "asked"),
+    *("questions", "scores", "tables", "pictures", "examine", "shipping"),
 )
+TOLD = ("teaches", "body", "parts", "ranked", "measures", "watched", "plots")
 PARITY = 1e-5
 SHAPES = {"vector": (64,), "grid": (1, 8, 8), "sequence": (8,)}
 SMALL = {"width": 8, "heads": 2, "longest": 20}
@@ -54,18 +56,19 @@ def test_a_plugin_keeps_its_contract(kind, name):
         "data": ["config", "root"],
         "model": ["config", "features", "outputs"],
         "frontend": ["config", "inputs", "statistics"],
-        "task": ["config", "target"],
+        "task": ["config", "target", "inputs"],
     }
     assert arguments == expected[kind]
     if kind == "data":
         assert {"path", "split"} <= plugin.Config.model_fields.keys()
     if kind == "task":
         assert all(getattr(plugin.Task, method).__doc__ for method in TASK)
-        assert all(
-            hasattr(plugin.Task, told) for told in ("teaches", "ranked", "judged", "watched")
-        )
+        assert all(hasattr(plugin.Task, told) for told in TOLD)
+        assert all(measure.meaning for measure in plugin.Task.measures.values())
+        assert fitting(plugin.Task.body), f"no model gives {plugin.Task.body}"
     if kind == "model":
         assert plugin.READS in get_args(Form)
+        assert plugins.gives(plugin) in get_args(Body)
     if kind == "frontend":
         assert plugin.measure.__doc__
 
@@ -132,24 +135,35 @@ def variants(config: type[Section], most: int) -> list[dict[str, Any]]:
     return [{}, *(small | turn for turn in turns)]
 
 
-@pytest.mark.parametrize(
-    ("name", "task"),
-    [
-        *((name, "classification") for name in plugins.names("model")),
-        # A task is the same code for every model: one tries them all.
-        *(("mlp", task) for task in plugins.names("task") if task != "classification"),
-    ],
-)
-def test_a_model_learns_and_its_export_answers_as_torch_does(name, task):
+def fitting(body: str) -> list[str]:
+    """The models that give what a task needs."""
+    return [name for name in plugins.names("model") if plugins.gives(module("model", name)) == body]
+
+
+def cases(name: str, settings: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Every task that fits the model, and every part it ships: one of them in all these settings."""
+    plain = [
+        {"task": task, "part": part, "model": settings[-1]}
+        for task in plugins.names("task")
+        if name in fitting(module("task", task).Task.body)
+        for part in module("task", task).Task.parts or (None,)
+    ]
+    # A task is the same code for every model and setting.
+    return [{**plain[0], "model": values} for values in settings] + plain[1:]
+
+
+@pytest.mark.parametrize("name", plugins.names("model"))
+def test_a_model_learns_and_its_export_answers_as_torch_does(name):
     # An activation is the same code in every model: one tries them all.
-    every = name == "mlp" and task == "classification"
+    every = name == "mlp"
     few = 3 if module("model", name).READS == "sequence" else 2
     settings = variants(module("model", name).Config, most=99 if every else few)
     assert len(settings) > 2
     if every:
         assert {values.get("activation") for values in settings} >= set(get_args(Activation))
+    settings = cases(name, settings)
     done = subprocess.run(
-        [sys.executable, "-m", "tests.pipeline.parity", name, task],
+        [sys.executable, "-m", "tests.pipeline.parity", name],
         cwd=ROOT,
         input=json.dumps(settings),
         capture_output=True,

@@ -2,81 +2,37 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from pipeline.bundle.manifest import Input, Output
-from pipeline.config import ConfigError
+from pipeline import evaluate
 from pipeline.metrics import METRICS
 from pipeline.prepared import Rows
-from pipeline.target import Kind, Target
+from pipeline.tasks._shared.contract import Contract, Plot, Taught
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-Taught = Sequence[tuple[float, "torch.Tensor"]]
-"""What a batch teaches: targets `[batch, ...]`, each with the share of the loss that it counts for."""
+__all__ = ["Plot", "Supervised", "Taught"]
 
 
-@dataclass(frozen=True)
-class Plot:
-    """How `dvc plots show` draws a table: a template of DVC's or of `.dvc/plots`, and its columns."""
-
-    title: str
-    template: str
-    x: str
-    y: str
-
-
-class Supervised(ABC):
+class Supervised(Contract):
     """The whole of a task but its head, its loss and its reports."""
-
-    teaches: ClassVar[Kind]
-    """The kind of target that the task needs."""
-
-    ranked: ClassVar[str | None] = None
-    """The output whose argmax is the answer, which parity compares row by row; none where none is."""
 
     judged: ClassVar[str]
     """The output that metrics read."""
-
-    watched: ClassVar[tuple[str, ...]] = ()
-    """Metrics of the validation split that every training curve shows, beside the loss."""
-
-    plots: ClassVar[dict[str, Plot]] = {}
-    """Of the tables, those that are drawn, by name."""
-
-    outputs: int
-    """Numbers that the body gives for a row."""
-
-    def __init__(self, config: Any, target: Target) -> None:
-        if target.kind != self.teaches:
-            raise ConfigError(
-                f"task.name: {config.name} teaches a {self.teaches}, and the data's target is a "
-                f"{target.kind}"
-            )
-        self.config, self.target = config, target
 
     @abstractmethod
     def loss(self, answer: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """What is made small: the network's answer `[batch, outputs]` and the target -> scalar."""
 
     @abstractmethod
-    def deployable(self, network: nn.Module) -> nn.Module:
-        """The part that is shipped: raw inputs -> the declared outputs."""
-
-    @abstractmethod
-    def declared(self) -> tuple[Output, ...]:
-        """The outputs of `deployable`, in order."""
-
-    def players(self, network: nn.Module) -> dict[str, nn.Module]:
-        """What is trained, each with an optimiser of its own."""
-        return {"network": network}
+    def plain_loss(self, answers: Mapping[str, np.ndarray], target: np.ndarray) -> float:
+        """The loss of answers already given: what curves and stopping look at."""
 
     def turns(
         self, network: nn.Module, raw: Sequence[torch.Tensor], taught: Taught
@@ -88,13 +44,15 @@ class Supervised(ABC):
             value = value + share * self.loss(answer, target)
         yield "network", value
 
-    def asked(self, inputs: tuple[Input, ...]) -> tuple[Input, ...]:
-        """The inputs of `deployable`, in order; `inputs` are the data's."""
-        return inputs
+    def validate(self, network: nn.Module, rows: Rows, names: Iterable[str]) -> dict[str, float]:
+        """These metrics of a split, and its `loss`."""
+        from pipeline.network import predict
 
-    def questions(self, rows: Rows) -> Rows:
-        """What `deployable` is asked over these rows of the data."""
-        return rows
+        module, told = self.deployable(network), tuple(output.name for output in self.declared())
+        answers = evaluate.answers(lambda raw: predict(module, raw, told), self.questions(rows))
+        return self.scores(answers, rows.target, names) | {
+            "loss": self.plain_loss(answers, rows.target)
+        }
 
     def scores(
         self, answers: Mapping[str, np.ndarray], target: np.ndarray, names: Iterable[str]

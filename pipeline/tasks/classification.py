@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from pipeline import pictures
-from pipeline.bundle.manifest import Output
+from pipeline.bundle.manifest import Input, Output
 from pipeline.config import ConfigError, Section, suggestion
 from pipeline.metrics import METRICS, area, confusion, roc
 from pipeline.prepared import Rows
@@ -54,8 +54,8 @@ class Task(Supervised):
         "classes": Plot("F1 by class", "bar_horizontal", "f1", "label"),
     }
 
-    def __init__(self, config: Config, target: Target) -> None:
-        super().__init__(config, target)
+    def __init__(self, config: Config, target: Target, inputs: tuple[Input, ...]) -> None:
+        super().__init__(config, target, inputs)
         self.labels = target.labels
         self.outputs = len(target.labels)
         self.weights = _weights(config, target)

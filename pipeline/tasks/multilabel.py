@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from pipeline import pictures
-from pipeline.bundle.manifest import Output
+from pipeline.bundle.manifest import Input, Output
 from pipeline.config import ConfigError, Section, suggestion
 from pipeline.metrics import METRICS, area, average_precision, roc
 from pipeline.prepared import Rows
@@ -46,8 +46,8 @@ class Task(Supervised):
         "labels": Plot("F1 by label", "bar_horizontal", "f1", "label"),
     }
 
-    def __init__(self, config: Config, target: Target) -> None:
-        super().__init__(config, target)
+    def __init__(self, config: Config, target: Target, inputs: tuple[Input, ...]) -> None:
+        super().__init__(config, target, inputs)
         self.labels = target.labels
         self.outputs = len(target.labels)
         for label, weight in config.positive_weights.items():

@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from pipeline import pictures
-from pipeline.bundle.manifest import Output
+from pipeline.bundle.manifest import Input, Output
 from pipeline.config import Section
 from pipeline.prepared import Rows
 from pipeline.target import Target
@@ -50,8 +50,8 @@ class Task(Supervised):
         "residuals": Plot("Residual against predicted", "scatter", "predicted", "residual"),
     }
 
-    def __init__(self, config: Config, target: Target) -> None:
-        super().__init__(config, target)
+    def __init__(self, config: Config, target: Target, inputs: tuple[Input, ...]) -> None:
+        super().__init__(config, target, inputs)
         self.mean, self.std, self.units = target.mean, target.std, target.units
 
     def loss(self, answer: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

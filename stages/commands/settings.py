@@ -32,6 +32,7 @@ def reference() -> str:
         for name in plugins.names(kind):
             module = plugins.load(kind, name, kind)
             lines += _section(f"`{kind}` with `name: {name}`", module.Config)
+            lines += _of_its_own(module.Task) if kind == "task" else []
     lines += _section("`train`", train.Config)
     lines += [
         "## `metrics`",
@@ -45,6 +46,19 @@ def reference() -> str:
     ]
     lines += ["", *_section("`export`", export.Config)]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _of_its_own(task: Any) -> list[str]:
+    """What a task brings for other sections: its measures and its parts."""
+    lines = []
+    if task.measures:
+        lines += ["Its `metrics`, in place of those below:", "", "| metric | meaning |"]
+        lines += ["| --- | --- |"]
+        lines += [f"| `{name}` | {measure.meaning} |" for name, measure in task.measures.items()]
+        lines += [""]
+    if task.parts:
+        lines += [f"Its `export.part`: {', '.join(f'`{part}`' for part in task.parts)}.", ""]
+    return lines
 
 
 def _section(title: str, section: type[BaseModel]) -> list[str]:

@@ -69,12 +69,14 @@ def _scores(manifest: Manifest, layout: Layout) -> list[str]:
     first, *others = manifest.experiment["metrics"]
     parity = manifest.variants["fp32"].parity
     shown = f"test {first.replace('_', ' ')}"
-    lines = [
-        f"  {shown:<14} {_told(parity.metrics_torch[first])} torch, "
-        f"{_told(parity.metrics_onnx[first])} ONNX Runtime, {parity.rows} rows{_interval(layout, first)}"
-    ]
+    both = (
+        f"{_told(parity.metrics_torch[first])} torch, {_told(parity.metrics_onnx[first])} ONNX Runtime"
+        if first in parity.metrics_onnx
+        else f"{_told(manifest.metrics[first])}"
+    )
+    lines = [f"  {shown:<14} {both}, {parity.rows} rows{_interval(layout, first)}"]
     if others:
-        told = ", ".join(f"{name} {_told(parity.metrics_onnx[name])}" for name in others)
+        told = ", ".join(f"{name} {_told(manifest.metrics[name])}" for name in others)
         lines.append(f"  others         {told}")
     return lines
 

@@ -1,10 +1,10 @@
-"""One model in many settings, each built, taught two steps, exported and asked.
+"""One model in many settings and tasks, each built, taught two steps, exported and asked.
 
-`python -m tests.pipeline.parity MODEL TASK` reads a JSON list of settings and prints, for each, the
-largest difference between ONNX Runtime's answers and torch's at 1, 7 and 64 rows, as a share of the
-largest answer where that is above 1: of pictures, or of texts of three lengths for a model that
-reads sequences. There, rows of any length stand in one batch, one of nothing among them, and each
-must be answered as it is alone.
+`python -m tests.pipeline.parity MODEL` reads a JSON list of cases, `{"task", "part", "model"}` each,
+and prints, for each, the largest difference between ONNX Runtime's answers and torch's at 1, 7 and 64
+rows, by way of golden rows, as a share of the largest answer where that is above 1: of pictures, or
+of texts of three lengths for a model that reads sequences. There, rows of any length stand in one
+batch, one of nothing among them, and each must be answered as it is alone.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ import numpy as np
 import torch
 
 from pipeline import export, optimise, plugins
+from pipeline.bundle import golden
 from pipeline.bundle.decode.text import TextDecoder
 from pipeline.bundle.manifest import Input
 from pipeline.config import build
 from pipeline.frontends import tokens
 from pipeline.frontends.pixels import pixels
 from pipeline.network import joined, predict
+from pipeline.prepared import Rows
 from pipeline.statistics import Channel
 from pipeline.target import Target
 from serving.runtime import open_session
@@ -63,20 +65,20 @@ def alone(ids: np.ndarray) -> list[np.ndarray]:
 
 
 TARGETS = {
-    "class": (Target(kind="class", labels=LABELS), torch.arange(8) % len(LABELS)),
-    "tags": (Target(kind="tags", labels=LABELS), torch.eye(len(LABELS), dtype=torch.bool)[[0] * 8]),
-    "number": (Target(kind="number", mean=2e5, std=1e5), torch.linspace(1e5, 3e5, 8)),
+    "class": (Target(kind="class", labels=LABELS), np.arange(64) % len(LABELS)),
+    "tags": (Target(kind="tags", labels=LABELS), np.eye(len(LABELS), dtype=bool)[[0] * 64]),
+    "number": (
+        Target(kind="number", mean=2e5, std=1e5),
+        np.linspace(1e5, 3e5, 64, dtype=np.float32),
+    ),
 }
-"""By kind, what is taught: the target, and eight rows of it."""
+"""By kind, what is taught: the target, and rows of it."""
 
 
-def worst_difference(name: str, task_name: str, values: dict[str, Any]) -> float:
+def worst_difference(name: str, case: dict[str, Any]) -> float:
     torch.manual_seed(0)
     model = plugins.load("model", name, "model.name")
-    config = build(model.Config, {"name": name, **values}, "model")
-    tasks = plugins.load("task", task_name, "task.name")
-    target, taught = TARGETS[tasks.Task.teaches]
-    task = tasks.Task(tasks.Config(name=task_name), target)
+    config = build(model.Config, {"name": name, **case["model"]}, "model")
     if model.READS == "sequence":
         settings = tokens.Config(name="tokens", width=6)
         declared, draw, lengths = TOKENS, texts, LENGTHS
@@ -84,26 +86,36 @@ def worst_difference(name: str, task_name: str, values: dict[str, Any]) -> float
     else:
         declared, draw, lengths = IMAGE, pictures, LENGTHS[:1]
         frontend = pixels((Channel(mean=100, std=50),) * CHANNELS, (CHANNELS, HEIGHT, WIDTH))
+    tasks = plugins.load("task", case["task"], "task.name")
+    target, taught = TARGETS[tasks.Task.teaches or "class"]
+    task = tasks.Task(build(tasks.Config, {"name": case["task"]}, "task"), target, (declared,))
+    task = task.shipping(case["part"])
     network = joined(frontend, model, config, task.outputs)
 
     before = [parameter.detach().clone() for parameter in network.parameters()]
-    optimiser = optimise.build(optimise.Optimiser(), 1e-3, network)
+    optimisers = {
+        player: optimise.build(optimise.Optimiser(), 1e-3, part)
+        for player, part in task.players(network).items()
+    }
     for _ in range(2):
-        loss = task.loss(network(draw(8, 9)), taught)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
+        batch = [(1.0, torch.from_numpy(taught[:8]))]
+        for player, loss in task.turns(network, [draw(8, 9)], batch):
+            optimisers[player].zero_grad()
+            loss.backward()
+            optimisers[player].step()
     for old, new in zip(before, network.parameters(), strict=True):
         assert not torch.equal(old, new), "a parameter that learns nothing"
 
     deployable, outputs = task.deployable(network), task.declared()
     names = tuple(output.name for output in outputs)
-    session = open_session(export.export(deployable, [declared], outputs, 20, {}))
+    session = open_session(export.export(deployable, task.asked(), outputs, 20, {}))
     worst = 0.0
     for rows, length in product(ROWS, lengths):
         raw = draw(rows, length).numpy()
-        expected = predict(deployable, {declared.name: raw}, names)
-        answers = [session.run({declared.name: raw})]
+        asked = dict(task.questions(Rows({declared.name: raw}, taught[:rows])).arrays)
+        kept, expected = golden.unpack(golden.pack(asked, predict(deployable, asked, names)))
+        assert all(np.array_equal(kept[each], asked[each]) for each in asked)
+        answers = [session.run(kept)]
         if model.READS == "sequence":
             single = [session.run({declared.name: row}) for row in alone(raw)]
             answers.append(
@@ -120,4 +132,4 @@ def worst_difference(name: str, task_name: str, values: dict[str, Any]) -> float
 if __name__ == "__main__":
     torch.set_num_threads(1)
     for line in json.load(sys.stdin):
-        print(worst_difference(sys.argv[1], sys.argv[2], line))
+        print(worst_difference(sys.argv[1], line))

@@ -23,7 +23,7 @@ CLASSES = Target(kind="class", labels=tuple("abc"), rows=(10, 20, 70))
 
 def task(name: str, target: Target, **settings: Any) -> Any:
     module = plugins.load("task", name, "task.name")
-    return module.Task(module.Config(name=name, **settings), target)
+    return module.Task(module.Config(name=name, **settings), target, ())
 
 
 @pytest.mark.parametrize("loss", ["squared", "absolute", "huber"])

@@ -58,12 +58,14 @@ EXEMPT: dict[str, dict[str, str]] = {
         **PREPARED,
         "pipeline/metrics.py": "reached by the task; nothing is scored here",
         "pipeline/pictures.py": "reached by the task; evaluate draws",
+        "pipeline/evaluate.py": "reached by the task; nothing is scored here",
     },
     "verify": {
         **PREPARED,
         "pipeline/forms.py": "reached by the frontends, which are in the graph by now",
         "pipeline/frontends": "in the graph by now",
         "pipeline/pictures.py": "reached by the task; evaluate draws",
+        "pipeline/network.py": "reached by the task; the graph answers here",
         **AROUND_A_RUN,
     },
     "benchmark": {
@@ -125,7 +127,12 @@ def paths(stage: str, *kinds: str) -> Iterator[str]:
             yield entry if isinstance(entry, str) else next(iter(entry))
 
 
-FOLDERS = ("pipeline/augment", "pipeline/bundle/decode", "pipeline/frontends")
+FOLDERS = (
+    "pipeline/augment",
+    "pipeline/bundle/decode",
+    "pipeline/frontends",
+    "pipeline/tasks/_shared",
+)
 """Folders of code that stages declare whole: which of their files is used, the data decides."""
 
 

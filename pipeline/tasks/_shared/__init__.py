@@ -1,0 +1,1 @@
+"""What tasks share. Stages declare the folder whole: which of it a task uses, the task decides."""
