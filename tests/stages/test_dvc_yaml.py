@@ -75,6 +75,7 @@ EXEMPT: dict[str, dict[str, str]] = {
 }
 UNDECLARED_PATHS = {
     "build": "the folder of the others",
+    "example": "one of the samples, for a person to try",
     "reports": "the folder of the others",
     "checkpoints": "DVC would delete them before a resume",
     "latency": "this machine's truth; listed under the top-level metrics",
