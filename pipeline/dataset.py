@@ -82,7 +82,8 @@ class RawData:
     `given_test` and `given_validation` are bool `[rows]` where the data set comes with such a set of
     its own; `files` names the file of each row, below the data's path, where every row has one, and
     `first_row` is the number that messages give the first row elsewhere, or `lines` the line of the file
-    that each begins in; `sample(row)` gives (suffix, bytes) of a row as a file, where it has none.
+    that each begins in; `sample(row)` gives (suffix, bytes) of a row as a
+    file, where it does not lie there as one.
     `frontend` are the settings of the arithmetic between tensors and features.
     """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ BLUE, ORANGE, GREY = "#2b6cb0", "#dd6b20", "#718096"
 MISTAKES = 24
 MAX_CURVES = 12
 MAX_LABELS = 40
+TEXT_COLUMNS, TEXT_LINES = 24, 12
 
 
 def curves(history: str) -> bytes:
@@ -45,16 +47,15 @@ def curves(history: str) -> bytes:
 def classification(
     probabilities: np.ndarray, rows: Rows, labels: tuple[str, ...]
 ) -> dict[str, bytes]:
-    """A classifier's pictures by file name: confusion, ROC, calibration and, of pictures, mistakes."""
+    """A classifier's pictures by file name: confusion, ROC, calibration and, where rows show, mistakes."""
     target = np.asarray(rows.target)
     drawn = {
         "confusion.svg": _confusion(confusion(probabilities, target), labels),
         "roc.svg": _roc(probabilities, target, labels),
         "calibration.svg": _calibration(probabilities, target),
     }
-    image = rows.arrays.get("image")
-    if image is not None:
-        drawn["mistakes.png"] = _mistakes(probabilities, target, image, labels)
+    if len(rows) and rows.seen(0) is not None:
+        drawn["mistakes.png"] = _mistakes(probabilities, target, rows, labels)
     return drawn
 
 
@@ -189,7 +190,7 @@ def _calibration(probabilities: np.ndarray, target: np.ndarray) -> bytes:
 
 
 def _mistakes(
-    probabilities: np.ndarray, target: np.ndarray, image: np.ndarray, labels: tuple[str, ...]
+    probabilities: np.ndarray, target: np.ndarray, rows: Rows, labels: tuple[str, ...]
 ) -> bytes:
     """The wrong rows that were surest, or, where fewer are wrong, then the right ones least sure."""
     sure = probabilities[np.arange(len(target)), target]
@@ -201,13 +202,7 @@ def _mistakes(
             ax.axis("off")
         for ax, row in zip(axes, shown, strict=False):
             wrong = predicted[row] != target[row]
-            picture = image[row]
-            ax.imshow(
-                picture[..., 0] if picture.shape[-1] == 1 else picture,
-                cmap="gray",
-                vmin=0,
-                vmax=255,
-            )
+            _show(ax, rows.seen(row))
             told = labels[predicted[row]] if wrong else f"{labels[target[row]]} ok"
             ax.set_title(
                 f"{labels[target[row]]} → {told}\np={probabilities[row].max():.2f}"
@@ -222,6 +217,18 @@ def _mistakes(
     # A grid of squares needs no layout to be searched for, which would take as long as all the rest.
     room = {"left": 0.01, "right": 0.99, "bottom": 0.02, "top": 0.83, "wspace": 0.1, "hspace": 0.5}
     return _figure(draw, rows=3, columns=8, width=10, height=5, kind="png", title=title, room=room)
+
+
+def _show(ax: Any, seen: np.ndarray | str | None) -> None:
+    """A row as a person sees it: a picture's levels, or a text."""
+    if isinstance(seen, str):
+        lines = wrap(seen, TEXT_COLUMNS, max_lines=TEXT_LINES, placeholder=" ...")
+        ax.text(0, 1, "\n".join(lines), size=5, va="top", transform=ax.transAxes)
+    elif seen is not None:
+        # One that is long or tall, such as a spectrogram, is stretched to fill its place.
+        stretched = max(seen.shape[:2]) > 2 * min(seen.shape[:2])
+        aspect = "auto" if stretched else "equal"
+        ax.imshow(seen, cmap="gray", vmin=0, vmax=255, aspect=aspect)
 
 
 def _figure(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from pydantic import Field, ValidationError
 
 from pipeline import packed, plugins
 from pipeline import target as targets
+from pipeline.bundle.decode import drawn
 from pipeline.bundle.manifest import Input, canonical_json, sha256
 from pipeline.config import Section
 from pipeline.dataset import DataError, Encoded, RawData, Split, Stream
@@ -61,12 +62,14 @@ class Manifest(Section):
 class Rows:
     """One split: memory-mapped arrays `[rows, ...]` and the target `[rows, ...]`.
 
-    `padding` has what fills up the rows of an input whose length is free.
+    `padding` has what fills up the rows of an input whose length is free; `seen(row)` is a row as a
+    person sees it: levels of a picture, or a text; None where there is nothing to see.
     """
 
     arrays: Mapping[str, np.ndarray]
     target: np.ndarray
     padding: Mapping[str, int] = field(default_factory=dict)
+    seen: Callable[[int], np.ndarray | str | None] = lambda row: None
 
     def __len__(self) -> int:
         return len(self.target)
@@ -164,15 +167,28 @@ def digest(manifest: Manifest) -> str:
 
 def read(folder: Path, part: str) -> Rows:
     """One split ('train', 'validation', 'test'), memory-mapped. Raises `DataError`."""
-    inputs = read_manifest(folder).inputs
+    manifest = read_manifest(folder)
     try:
         tensors = packed.read(Path(folder) / f"{part}.safetensors")
     except packed.PackedError as error:
         raise DataError(f"{error}; run `dvc repro`") from error
     target = tensors.pop(TARGET)
     # In the order in which the network is called with them.
-    arrays = {declared.name: tensors[declared.name] for declared in inputs}
-    return Rows(arrays, target, {i.name: i.padding for i in inputs if i.padding is not None})
+    arrays = {declared.name: tensors[declared.name] for declared in manifest.inputs}
+    padding = {i.name: i.padding for i in manifest.inputs if i.padding is not None}
+    return Rows(arrays, target, padding, _seen(folder, manifest, arrays))
+
+
+def _seen(
+    folder: Path, manifest: Manifest, arrays: Mapping[str, np.ndarray]
+) -> Callable[[int], np.ndarray | str | None]:
+    """What shows a row, by the first input that a file becomes."""
+    declared = next((i for i in manifest.inputs if i.decoder is not None), None)
+    if declared is None or declared.decoder is None:
+        return lambda row: None
+    decoder, array = declared.decoder, arrays[declared.name]
+    files = {name: (Path(folder) / name).read_bytes() for name in decoder.reads}
+    return lambda row: drawn(decoder, np.array(array[row]), files)
 
 
 def read_files(folder: Path, part: str) -> list[str] | None:

@@ -13,7 +13,8 @@ from pipeline.evaluate import significant
 from pipeline.metrics import METRICS
 
 RELATIVE = 1e-5
-"""Largest difference allowed, as a share of the largest absolute answer (at least of 1)."""
+"""Largest difference allowed, as a share of the largest absolute answer (at least of 1), save where a
+frontend has a `RELATIVE` of its own."""
 
 GOLDEN_SLACK = 10
 """A host's CPU may sum in another order; golden rows are held to this many times the tolerance."""
@@ -51,15 +52,17 @@ def prove(
     target: np.ndarray,
     ranked: str | None,
     scores: tuple[Mapping[str, float], Mapping[str, float]],
+    relative: float = RELATIVE,
 ) -> Proof:
     """Compare answers over the same rows: `reference` by torch, `answers` by the export.
 
     Arrays are `[rows, ...]` by output name. `ranked` names the output whose argmax is the answer;
-    `scores` are the metrics computed from each side.
+    `scores` are the metrics computed from each side; `relative` is the largest difference allowed, as a
+    share of the largest absolute answer.
     """
     difference = {name: _largest(answers[name], reference[name]) for name in reference}
     tolerance = {
-        name: RELATIVE * max(1.0, _told(float(np.abs(r).max()), 1.0))
+        name: relative * max(1.0, _told(float(np.abs(r).max()), 1.0))
         for name, r in reference.items()
     }
     gates = [

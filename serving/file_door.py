@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from pipeline.bundle.decode import Decoder, decode
+from pipeline.bundle import decode as registry
+from pipeline.bundle.decode import Decoder, DecoderMissing, decode
 from pipeline.bundle.manifest import Manifest, Output
 from serving.errors import BackendFailure, Unsupported
 from serving.protocol import Reading
@@ -30,10 +31,23 @@ def needed(manifest: Manifest, contents: Mapping[str, bytes]) -> dict[str, bytes
 
 def row(manifest: Manifest, files: Mapping[str, bytes], payload: bytes, *, invert: bool) -> Arrays:
     """One file as a batch of one row, `[1, ...]` by input. Raises `DecodeError`, `Unsupported`."""
-    return {
-        name: decode(decoder, payload, files, invert=invert)[None]
-        for name, decoder in decoders(manifest).items()
-    }
+    try:
+        return {
+            name: decode(decoder, payload, files, invert=invert)[None]
+            for name, decoder in decoders(manifest).items()
+        }
+    except DecoderMissing as error:
+        raise Unsupported(f"model {manifest.name!r}: {error}; tensors go to .../infer") from error
+
+
+def example(manifest: Manifest) -> str:
+    """What a file for a model that reads files may be called."""
+    return registry.example(next(iter(decoders(manifest).values())))
+
+
+def media(manifest: Manifest) -> list[str]:
+    """The types of content that such a file is sent with."""
+    return registry.media(next(iter(decoders(manifest).values())))
 
 
 def answering(manifest: Manifest) -> Output:

@@ -20,7 +20,7 @@ import orjson
 from pipeline.bundle.decode.image import ImageDecoder
 from pipeline.bundle.manifest import Tensor
 from pipeline.bundle.tensors import BY_NUMPY
-from serving import openapi
+from serving import file_door, openapi
 from serving.dataplane import DataPlane, Served
 from serving.errors import NotFound
 
@@ -168,7 +168,9 @@ def _model(one: Served, here: str, keys: bool) -> str:
         parts.append(
             "<h3>Ask with a file</h3>"
             + WRAP
-            + escape(f"curl {here}{path}/predict{lock} --data-binary @picture.png")
+            + escape(
+                f"curl {here}{path}/predict{lock} --data-binary @{file_door.example(manifest)}"
+            )
             + "</pre>"
         )
     if shown:

@@ -247,7 +247,7 @@ def _model_paths(one: Served, stem: str, path: str, which: str = "") -> Document
     }
     answered = reads_files(one.model)
     if answered is not None:
-        file = _file(answered)
+        file = _file(answered, file_door.media(one.model.manifest))
         paths[f"{path}/predict"] = {"post": operation("Ask with a file", "predict") | file}
     return paths
 
@@ -269,7 +269,7 @@ def _said(output: Output) -> Document:
     }
 
 
-def _file(output: Output) -> Document:
+def _file(output: Output, media: Sequence[str]) -> Document:
     """The door for people: a file in; labels and probabilities, or a number, out."""
     said = _said(output)
     answer = {
@@ -293,7 +293,7 @@ def _file(output: Output) -> Document:
         ],
         "requestBody": {
             "required": True,
-            "content": {"image/*": {}, BINARY: {}},
+            "content": {kind: {} for kind in (*media, BINARY)},
         },
         "responses": _responses(answer, ASK),
     }

@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary, WeakMethod
 
 import orjson
 
+from pipeline.bundle.decode import MEDIA
 from serving import codec_json, errors, exposition, statistics, templates
 from serving.apart import Apart, Cancellable
 from serving.call import Call
@@ -67,9 +68,10 @@ STATUS: dict[type[errors.ServingError], HTTPStatus] = {
 # curl sends the form type with `--data-binary` unless told otherwise; what it sends is no form.
 CURL_DEFAULT = "application/x-www-form-urlencoded"
 INFER_TYPES = ("", JSON, BINARY, "text/json", CURL_DEFAULT)
-ROW_TYPES = ("text/plain", "text/csv", "text/tab-separated-values", JSON)
-FILE_TYPES = ("", BINARY, CURL_DEFAULT, *ROW_TYPES)
-FILES_EXPECTED = ", ".join(("image/...", *ROW_TYPES, BINARY))
+FILE_TYPES = ("", BINARY, CURL_DEFAULT)
+FILES_EXPECTED = ", ".join(
+    (*(f"{begin}..." if begin.endswith("/") else begin for begin in MEDIA), BINARY)
+)
 MAX_ROUTES, MAX_PATH = 1024, 512
 """Paths whose routes are remembered, and characters of one that is."""
 
@@ -395,7 +397,7 @@ class Rest:
     async def _predict(self, request: Request, name: str, number: str | None) -> Response:
         call = (request.outer or request).call = Call()
         try:
-            _check_type(request, FILE_TYPES, FILES_EXPECTED, prefix="image/")
+            _check_type(request, FILE_TYPES, FILES_EXPECTED, prefixes=MEDIA)
             invert = _invert(request.query)
             if not request.body:
                 raise errors.InvalidRequest("the body: expected a file, got nothing")
@@ -483,13 +485,13 @@ def _spec(spec: TensorSpec) -> dict[str, Any]:
 
 
 def _check_type(
-    request: Request, known: tuple[str, ...], expected: str, prefix: str = "\0"
+    request: Request, known: tuple[str, ...], expected: str, prefixes: tuple[str, ...] = ()
 ) -> None:
     sent = request.headers.get("content-type", "")
     if sent in known:
         return
     sent = sent.partition(";")[0].strip().lower()
-    if sent not in known and not sent.startswith(prefix):
+    if sent not in known and not sent.startswith(prefixes):
         raise errors.UnsupportedMedia(f"Content-Type: expected {expected}, got {sent[:80]!r}")
 
 

@@ -41,9 +41,17 @@ class Choice:
 
 
 def choose(
-    rows: int, classes: int, size: tuple[int, int], channels: int, *, resize: bool = True
+    rows: int,
+    classes: int,
+    size: tuple[int, int],
+    channels: int,
+    *,
+    resize: bool = True,
+    before: float = 0.0,
 ) -> Choice:
     """For `rows` pictures to train on, usually of `size` (height, width).
+
+    `before` is what one takes before it reaches the network, in seconds.
 
     The largest pictures, and for them the widest network, that leave time for `MIN_EPOCHS` passes;
     the smallest pictures with as many passes as there is time for, where none does.
@@ -56,7 +64,7 @@ def choose(
     ]
     for height_width, width in tried:
         model = _model(small, min(height_width), width)
-        seconds = rows * _seconds(model, height_width, channels, classes)
+        seconds = rows * (before + _seconds(model, height_width, channels, classes))
         epochs = min(MAX_EPOCHS[small], int(SECONDS / seconds))
         if epochs >= MIN_EPOCHS:
             break

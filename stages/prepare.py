@@ -64,10 +64,10 @@ def _as_file(
     from pipeline import prepared
     from pipeline.bundle.decode import encode
 
-    if raw.files:
-        return Path(raw.files[row]).suffix, (source / raw.files[row]).read_bytes()
     if raw.sample:
         return raw.sample(row)
+    if raw.files:
+        return Path(raw.files[row]).suffix, (source / raw.files[row]).read_bytes()
     (declared, *others) = manifest.inputs
     if others or declared.decoder is None or declared.decoder.reads:
         return None

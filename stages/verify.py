@@ -26,7 +26,7 @@ def command(experiment: Experiment, layout: Layout) -> None:
     import numpy as np
     import onnx
 
-    from pipeline import evaluate, prepared, proof
+    from pipeline import evaluate, plugins, prepared, proof
     from pipeline.bundle.manifest import canonical_json
     from serving.runtime import open_session
     from stages.bundling import bundle
@@ -47,8 +47,10 @@ def command(experiment: Experiment, layout: Layout) -> None:
         task.scores(side, np.asarray(rows.target), experiment.metrics)
         for side in (reference, answers)
     )
+    frontend = plugins.load("frontend", manifest.frontend["name"], "data.frontend.name")
+    relative = getattr(frontend, "RELATIVE", proof.RELATIVE)
     proven = proof.prove(
-        reference, answers, np.asarray(rows.target), task.ranked, (scores[0], scores[1])
+        reference, answers, np.asarray(rows.target), task.ranked, (scores[0], scores[1]), relative
     )
     write_atomically(
         layout.parity,

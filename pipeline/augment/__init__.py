@@ -18,6 +18,7 @@ from pydantic import Field
 from pipeline.augment.categorical import Settings as Categorical
 from pipeline.augment.image import Settings as Image
 from pipeline.augment.numeric import Settings as Numeric
+from pipeline.augment.sound import Settings as Sound
 from pipeline.augment.text import Settings as Text
 from pipeline.config import ConfigError
 
@@ -31,7 +32,7 @@ _KINDS = {
 }
 
 
-class Augment(Categorical, Numeric, Text, Image):
+class Augment(Categorical, Numeric, Text, Image, Sound):
     """What happens to training rows at random; all 0 or false: nothing."""
 
     mixup: float = Field(

@@ -6,6 +6,8 @@ A file here offers
     measure(config, inputs, arrays, rows) -> Statistics what must be known of the training rows
     build(config, inputs, statistics) -> nn.Module      called with the raw tensors in order
 
+and, where the exporter cannot keep to `pipeline.proof.RELATIVE`, a `RELATIVE` of its own.
+
 The module has `features`, a `pipeline.forms.Features` that says what it gives. It holds its
 constants as buffers, trains with the body and is exported with it, so nobody repeats it wrongly.
 """

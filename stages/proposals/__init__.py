@@ -7,7 +7,10 @@ None where the data is of another kind.
 from __future__ import annotations
 
 import importlib
+import json
+import math
 import pkgutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,3 +64,18 @@ def propose(source: Path, hints: Hints | None = None) -> Proposal:
         raise refused
     known = "; ".join(kind.READS for kind in kinds)
     raise ConfigError(f"{source}: nothing here that is known; expected one of: {known}")
+
+
+def spread(files: Sequence[str], count: int) -> Sequence[str]:
+    """So many of the files, evenly over the list."""
+    return files[:: max(1, math.ceil(len(files) / count))]
+
+
+def quoted(text: str) -> str:
+    """A text as YAML has it."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def plain(value: object) -> str:
+    """A number or a truth value as YAML has it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)

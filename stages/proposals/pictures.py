@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from dataclasses import dataclass
@@ -14,7 +13,8 @@ import numpy as np
 from pipeline.data import pictures
 from pipeline.dataset import counted, listed
 from stages import budget
-from stages.proposals import Hints, Proposal
+from stages.proposals import Hints, Proposal, plain, quoted, spread
+from stages.shares import shares
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -48,29 +48,29 @@ def propose(source: Path, hints: Hints) -> Proposal | None:
     if not source.is_dir() or not _holds_pictures(source):
         return None
     found = pictures.scan(source)
-    seen = _look([source / file for file in _spread(found.files, LOOKED_AT)])
-    shares, counts = _shares(found)
+    seen = _look([source / file for file in spread(found.files, LOOKED_AT)])
+    dealt, counts = shares(found, "picture")
     rows = counts["train"]
     channels = 1 if seen.grey else 3
     choice = budget.choose(rows, len(found.classes), _proportions(seen), channels)
     fit = "crop" if seen.lost <= MAX_LOST else "pad"
     text = TEXT.format(
-        path=_quoted(str(source)),
-        title=_quoted(f"pictures of {source.name or source.resolve().name}"),
+        path=quoted(str(source)),
+        title=quoted(f"pictures of {source.name or source.resolve().name}"),
         sizes="all" if seen.one_size else "usually",
         original=f"{seen.size[0]}x{seen.size[1]}",
         height=choice.height,
         width=choice.width,
         channels=channels,
         fit=fit,
-        validation=shares["validation"],
-        test=shares["test"],
-        model="\n".join(f"  {key}: {_plain(value)}" for key, value in choice.model.items()),
+        validation=dealt["validation"],
+        test=dealt["test"],
+        model="\n".join(f"  {key}: {plain(value)}" for key, value in choice.model.items()),
         epochs=choice.epochs,
         minutes=_minutes(choice),
         batch=choice.batch_size,
         crop=max(1, min(choice.height, choice.width) // 10),
-        flip=_plain(not seen.grey),
+        flip=plain(not seen.grey),
         rotate=5 if rows < budget.SMALL_SET else 0,
         scale=0.1 if rows < budget.SMALL_SET else 0,
         colour=0 if seen.grey else 0.2,
@@ -140,50 +140,8 @@ def _proportions(seen: Seen) -> tuple[int, int]:
     return side, side
 
 
-def _shares(found: pictures.Found) -> tuple[dict[str, float], dict[str, int]]:
-    """Shares for the parts that are not given, so that every class has a row in each; and the rows.
-
-    Raises `DataError` for classes too small to be in every part.
-    """
-    counts = Counter(zip(found.parts, found.labels, strict=True))
-    dealt = {label: counts["", label] + counts["train", label] for label in found.classes}
-    missing = [part for part in ("validation", "test") if part not in found.parts]
-    scarce = [
-        f"{label}: {counted(count, 'picture')}"
-        for label, count in dealt.items()
-        if count <= len(missing)
-    ]
-    if scarce:
-        raise listed(
-            scarce,
-            f"classes too small to be in every part, each needs {len(missing) + 1} pictures",
-        )
-    least = min(dealt.values())
-    shares = {"validation": 0.1, "test": 0.2}
-    for part in missing:
-        shares[part] = max(shares[part], math.ceil(60 / least) / 100)  # half a row rounds up to one
-    rows = {part: found.parts.count(part) for part in ("validation", "test")}
-    for part in missing:
-        rows[part] = sum(round(shares[part] * count) for count in dealt.values())
-    train = sum(dealt.values()) - sum(rows[part] for part in missing)
-    return shares, {"train": train, **rows}
-
-
-def _spread(files: list[str], count: int) -> list[str]:
-    """So many of the files, evenly over the list."""
-    return files[:: max(1, math.ceil(len(files) / count))]
-
-
 def _minutes(choice: budget.Choice) -> str:
     return counted(max(1, round(choice.minutes)), "minute")
-
-
-def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
-
-
-def _plain(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 TEXT = """\

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import prepared
+from pipeline import folders, prepared
 from pipeline.bundle.decode import decode
 from pipeline.config import ConfigError, build
 from pipeline.data import pictures
@@ -218,7 +218,7 @@ def too_large(folder: Path) -> str:
 
 def huge(folder: Path) -> str:
     with open(folder / "a" / "huge.jpg", "wb") as file:
-        file.truncate(pictures.MAX_BYTES + 1)
+        file.truncate(folders.MAX_BYTES + 1)
     return "a/huge.jpg: 268435457 bytes; at most 268435456"
 
 
@@ -354,7 +354,7 @@ def test_a_margin_needs_room():
 MEASURE = """
 import sys
 from pathlib import Path
-from pipeline import prepared
+from pipeline import folders, prepared
 from pipeline.data import pictures
 
 def anonymous():

@@ -16,6 +16,7 @@ from ruamel.yaml import YAML
 from pipeline import cli
 from stages import budget
 from stages.params import load
+from tests.pipeline import test_sounds as sounds
 from tests.pipeline.test_idx import write_set
 from tests.pipeline.test_pictures import classes, picture
 from tests.project import QUICK, ROOT, new_project
@@ -208,7 +209,7 @@ def test_more_pictures_mean_smaller_ones_and_fewer_passes() -> None:
 
 @pytest.mark.parametrize("recipe", sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml")))
 def test_every_recipe_is_an_experiment_and_says_what_it_reads(folder: Path, recipe: str) -> None:
-    classes(write_set(folder / "own"))
+    sounds.named(classes(write_set(folder / "own")))
     assert init("--recipe", recipe, "--data", "own").exit_code == 0
     assert load()[recipe].data.config.path == "own"
     text = (ROOT / "recipes" / f"{recipe}.yaml").read_text()
@@ -361,3 +362,37 @@ def test_a_folder_to_an_answer(tmp_path: Path) -> None:
     assert "slipway predict colours reports/colours/samples/blue.jpg" in told
     assert "test rows: one row is" in told and QUICK not in told
     assert QUICK in (project.folder / "params.yaml").read_text()
+
+
+def test_a_folder_of_sounds_becomes_an_experiment(folder: Path) -> None:
+    sounds.classes(folder / "birds", count=12)
+    sounds.sound(folder / "birds" / "low" / "x.ogg", 99, rate=44100, seconds=0.4)
+    done = init("birds")
+    assert done.exit_code == 0, done.output
+    assert "25 sounds of 2 classes (by folder)" in done.output
+    assert "8000 samples a second (they usually have 8000), at most 0.4 s" in done.output
+    data = added("birds")["data"]
+    assert (data["name"], data["rate"], data["cut"]["seconds"]) == ("sounds", 8000, 0.4)
+
+
+def test_sounds_in_one_folder_are_told_apart_by_their_names(folder: Path) -> None:
+    sounds.packed(sounds.named(folder / "words"))
+    for source, name in (("words", "words"), ("words.tar", "words-tar")):
+        done = init(source, "--name", name)
+        assert done.exit_code == 0, done.output
+        assert "40 sounds of 2 classes (by what stands before the first _" in done.output
+        assert added(name)["data"]["label_from"] == "{label}_*"
+    for path in (folder / "words").iterdir():
+        path.rename(path.with_name(path.name.replace("_", "")))
+    assert (
+        "put each sound into a folder named after its class" in init("words", "--name", "w").output
+    )
+
+
+def test_a_table_of_sounds_becomes_an_experiment(folder: Path) -> None:
+    sounds.table(folder)
+    done = init("set/list.csv", "--name", "listed")
+    assert done.exit_code == 0, done.output
+    data = added("listed")["data"]
+    assert data["path"] == "set"
+    assert data["table"] == {"file": "list.csv", "path": "file", "label": "digit", "split": "split"}

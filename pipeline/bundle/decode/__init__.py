@@ -8,6 +8,8 @@ manifest). The folder is the registry: a file's name is its decoders' `kind`. It
     decode(decoder, payload, files, invert) -> row      without the batch axis
     encode(decoder, row, files) -> (suffix, bytes)      a file that decodes to the row
     hint(decoder, payload, files, invert) -> str | None what a person should be told, if anything
+    drawn(decoder, row, files) -> levels | str          the row as a person sees it, where it shows
+    MEDIA, EXAMPLE                                      types of content, and a file's name
 
 and imports its library on use, so that a server loads no more than its models need.
 """
@@ -23,9 +25,21 @@ from typing import TYPE_CHECKING, Annotated, Union
 import numpy as np
 from pydantic import Field
 
-from pipeline.bundle.decode._settings import DecodeError, DecoderSettings
+from pipeline.bundle.decode._settings import DecodeError, DecoderMissing, DecoderSettings
 
-__all__ = ["DecodeError", "Decoder", "DecoderSettings", "decode", "encode", "hint"]
+__all__ = [
+    "MEDIA",
+    "DecodeError",
+    "Decoder",
+    "DecoderMissing",
+    "DecoderSettings",
+    "decode",
+    "drawn",
+    "encode",
+    "example",
+    "hint",
+    "media",
+]
 
 NO_FILES: Mapping[str, bytes] = {}
 
@@ -34,6 +48,11 @@ _KINDS: dict[str, ModuleType] = {
     for found in pkgutil.iter_modules(__path__)
     if not found.name.startswith("_")
 }
+
+MEDIA: tuple[str, ...] = tuple(
+    dict.fromkeys(begin for kind in _KINDS.values() for begin in kind.MEDIA)
+)
+"""How the types of content that files are sent with begin, `image/` among them."""
 
 if TYPE_CHECKING:
     Decoder = DecoderSettings
@@ -56,7 +75,8 @@ def decode(
     """One file's bytes to one row of the model's input, without the batch axis.
 
     `files` are the bundle's, where a decoder reads one (a tokenizer). `invert` says that a picture
-    is dark on light. Raises `DecodeError` where the bytes are no file the decoder reads.
+    is dark on light. Raises `DecodeError` where the bytes are no file the decoder reads, and
+    `DecoderMissing` where this machine could read none.
     """
     row: np.ndarray = _KINDS[decoder.kind].decode(decoder, payload, files, invert)
     return row
@@ -83,6 +103,29 @@ def hint(
     """
     try:
         told: str | None = _KINDS[decoder.kind].hint(decoder, payload, files, invert)
-    except DecodeError:
+    except (DecodeError, DecoderMissing):
         return None
     return told
+
+
+def drawn(
+    decoder: Decoder, row: np.ndarray, files: Mapping[str, bytes] = NO_FILES
+) -> np.ndarray | str | None:
+    """One row as a person sees it: uint8 `[height, width]` or `[height, width, 3]`, or a text.
+
+    None where it does not show by itself, as a part of a table's row.
+    """
+    show = getattr(_KINDS[decoder.kind], "drawn", None)
+    return None if show is None else show(decoder, row, files)
+
+
+def example(decoder: Decoder) -> str:
+    """What a file for the decoder may be called, as documentation has it."""
+    name: str = _KINDS[decoder.kind].EXAMPLE
+    return name
+
+
+def media(decoder: Decoder) -> list[str]:
+    """The types of content that such a file is sent with, `image/*`."""
+    begins: tuple[str, ...] = _KINDS[decoder.kind].MEDIA
+    return [f"{begin}*" if begin.endswith("/") else begin for begin in begins]

@@ -9,6 +9,10 @@ class DecodeError(ValueError):
     """The bytes are not what the model reads: the sender's fault, and the message says why."""
 
 
+class DecoderMissing(RuntimeError):
+    """This machine lacks what reads such files: the operator's affair, and the message says what."""
+
+
 class DecoderSettings(BaseModel):
     """A decoder as a manifest records it; `kind` names the file that carries it out."""
 

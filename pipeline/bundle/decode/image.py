@@ -17,6 +17,9 @@ from pipeline.bundle.decode._settings import DecodeError, DecoderSettings
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+MEDIA = ("image/",)
+EXAMPLE = "picture.png"
+
 MAX_PIXELS = 50_000_000
 """Largest picture that is decoded, in pixels: a small file can unfold to gigabytes."""
 
@@ -137,6 +140,11 @@ def encode(
     buffer = io.BytesIO()
     Image.fromarray(row[:, :, 0] if row.shape[2] == 1 else row).save(buffer, "PNG")
     return ".png", buffer.getvalue()
+
+
+def drawn(_decoder: ImageDecoder, row: np.ndarray, _files: Mapping[str, bytes]) -> np.ndarray:
+    """The picture itself."""
+    return row[:, :, 0] if row.shape[2] == 1 else row
 
 
 def hint(

@@ -15,6 +15,9 @@ from pipeline.bundle.decode._settings import DecodeError, DecoderSettings
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+MEDIA = ("text/plain",)
+EXAMPLE = "text.txt"
+
 TOKENIZER = "tokenizer.json"
 PADDING, UNKNOWN = 0, 1
 """Ids: what fills up shorter rows of a batch, and whatever is not in the vocabulary."""
