@@ -296,8 +296,13 @@ class Batcher:
             self._go_ahead(loop)
 
     def _go_ahead(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Hand the thread its next batch early, if it would be no fuller for waiting."""
+        """Hand the thread its next batch early, if it would be no fuller for waiting.
+
+        Not where requests run one by one: there the order counts, and is settled as each begins.
+        """
         full = self._settings.rows
+        if full == 1:
+            return
         if self._running == 1 and self._executor and self._rows >= full and self.is_slow(full):
             batch = self._take(ahead=True)
             if batch:

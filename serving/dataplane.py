@@ -13,6 +13,7 @@ import orjson
 
 from pipeline.bundle.manifest import Tensor as DeclaredTensor
 from pipeline.bundle.tensors import BY_NUMPY
+from serving import file_door
 from serving.batching import Entry
 from serving.call import Call
 from serving.config import ALL, Versions
@@ -281,6 +282,10 @@ class DataPlane:
         """What the model takes, without the rest of its metadata."""
         _, model = self._repository.get(name, version)
         return tuple(_spec(tensor) for tensor in model.manifest.inputs)
+
+    def media(self, name: str, version: str | None) -> list[str]:
+        """The types of content that a model's files are sent with. Raises `Unsupported`."""
+        return file_door.media(self._repository.get(name, version)[1].manifest)
 
     async def predict(
         self,

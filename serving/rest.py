@@ -17,7 +17,6 @@ from weakref import WeakKeyDictionary, WeakMethod
 
 import orjson
 
-from pipeline.bundle.decode import MEDIA
 from serving import codec_json, errors, exposition, statistics, templates
 from serving.apart import Apart, Cancellable
 from serving.call import Call
@@ -69,9 +68,6 @@ STATUS: dict[type[errors.ServingError], HTTPStatus] = {
 CURL_DEFAULT = "application/x-www-form-urlencoded"
 INFER_TYPES = ("", JSON, BINARY, "text/json", CURL_DEFAULT)
 FILE_TYPES = ("", BINARY, CURL_DEFAULT)
-FILES_EXPECTED = ", ".join(
-    (*(f"{begin}..." if begin.endswith("/") else begin for begin in MEDIA), BINARY)
-)
 MAX_ROUTES, MAX_PATH = 1024, 512
 """Paths whose routes are remembered, and characters of one that is."""
 
@@ -397,7 +393,9 @@ class Rest:
     async def _predict(self, request: Request, name: str, number: str | None) -> Response:
         call = (request.outer or request).call = Call()
         try:
-            _check_type(request, FILE_TYPES, FILES_EXPECTED, prefixes=MEDIA)
+            media = self._plane.media(name, number)
+            begins = tuple(kind.removesuffix("*") for kind in media)
+            _check_type(request, FILE_TYPES, ", ".join((*media, BINARY)), begins)
             invert = _invert(request.query)
             if not request.body:
                 raise errors.InvalidRequest("the body: expected a file, got nothing")

@@ -138,7 +138,7 @@ from tests.pipeline.test_log_mel import INPUT, PLAIN, config, noise
 
 torch.manual_seed(0)
 model = plugins.load("model", sys.argv[1], "model.name")
-task = Task(Config(name="classification"), Target(kind="class", labels=tuple("abc")))
+task = Task(Config(name="classification"), Target(kind="class", labels=tuple("abc")), (INPUT,))
 frontend = log_mel.build(config(normalise="sound", segments=12), [INPUT], PLAIN)
 network = joined(frontend, model, model.Config(name=sys.argv[1], width=8), task.outputs)
 module = task.deployable(network)

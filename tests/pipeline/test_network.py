@@ -51,8 +51,9 @@ def test_trained_weights_come_back_and_drop_nothing(trained, digits, tmp_path):
     from pipeline.checkpoint import save_weights
 
     save_weights(tmp_path / "w.safetensors", trained.network.state_dict())
-    module = networks.trained(trained.experiment, trained.manifest, tmp_path / "w.safetensors")
-    assert not module.training
+    network = networks.trained(trained.experiment, trained.manifest, tmp_path / "w.safetensors")
+    assert not network.training
+    module = networks.task(trained.experiment, trained.manifest).deployable(network)
     rows = prepared.read(digits, "test")
     scored = answers(lambda raw: predict(module, raw, NAMES), rows)
     assert (scored["logits"].argmax(1) == rows.target).mean() > 0.9

@@ -185,6 +185,9 @@ def project(folder: Path, digits: Path, trick: str) -> Path:
     save_file(reference, build / "answers.safetensors", {"weights": told["slipway.weights"]})
     rows = golden.pack({"image": image[:2]}, {name: a[:2] for name, a in reference.items()})
     (build / "golden.npz").write_bytes(rows)
+    report = {"test": {}, "intervals": {}}
+    (folder / "reports" / NAME).mkdir(parents=True)
+    (folder / "reports" / NAME / "metrics.json").write_text(json.dumps(report))
     (folder / "params.yaml").write_text(json.dumps({"experiments": {NAME: settings()}}))
     return folder
 

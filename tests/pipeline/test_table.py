@@ -56,7 +56,7 @@ def other(i: int) -> float:
         (GOOD + "1,2\n3,x,4,5\n1,p,2\n7\n", ["row 42: 2 values", "row 43: 4 values", "row 45"]),
         ("a,a,y\n1,2,3\n", ["columns named twice: 'a'"]),
         (GOOD + "1,p,\n2,q,NA\n", ["without a target", "row 42: no y", "row 43: no y"]),
-        (GOOD + "abc,p,3\n1,p,3\n", ["row 42: a is 'abc'", "data.categorical", ": 1\n"]),
+        (GOOD + "abc,p,3\n1,p,3\n", ["row 42: a is 'abc'", "data.categorical"]),
         ("a,y\n" + rows(lambda i: (f'"1,{i:03d}"', i / 2)), ["without thousands", "and 20 more"]),
         ("a;y\n" + rows(lambda i: (i, f"5;{i}.5")), ["row 2: a is '0,5'; write it with a decimal"]),
         (

