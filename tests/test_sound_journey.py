@@ -144,7 +144,7 @@ def test_a_file_is_answered_as_its_prepared_row_is(project: Path, tmp_path: Path
         assert b"sound cut short: 100 bytes" in refused.value.read()
         with pytest.raises(urllib.error.HTTPError) as refused:
             asked("/predict", payload, "video/mp4")
-        assert b"audio/..." in refused.value.read()
+        assert b"audio/*" in refused.value.read()
     finally:
         live.process.terminate()
         assert live.process.wait(15) == 0
