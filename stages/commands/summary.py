@@ -6,7 +6,7 @@ import json
 
 import click
 
-from pipeline.bundle.manifest import MANIFEST, BundleError, Manifest, Parity, read
+from pipeline.bundle.manifest import BundleError, Manifest, Parity, read
 from pipeline.card import few_rows
 from pipeline.config import ConfigError, suggestion
 from stages.entry import fail
@@ -37,8 +37,7 @@ def command(experiment: tuple[str, ...]) -> None:
             fail(str(error), 1)
         shown.append(layout)
     if shown:
-        newest = max(shown, key=lambda layout: (layout.bundle / MANIFEST).stat().st_mtime)
-        click.echo("\n".join(next_commands(newest)))
+        click.echo("\n".join(next_commands(shown[0])))
 
 
 def describe(layout: Layout) -> list[str]:

@@ -18,7 +18,7 @@ SECONDS = 150.0
 """What a proposed training may take on one thread; a slower machine than ours has as much to spare."""
 
 SECONDS_PER_TOKEN = 12e-6
-"""Of a GRU of the proposed width, forward and back, twice what was seen on a server core of 2023."""
+"""Of a GRU of the proposed width, forward and back: an estimate, not measured."""
 
 EPOCHS = 8
 BATCH = 64
