@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import orjson
 
-from serving.access import Access, Scope, generated
-from serving.compression import Inflation, accepted, deflated, worthwhile
-from serving.entrance import scope_of
+from serving.doors.access import Access, Scope, generated
+from serving.doors.http.compression import Inflation, accepted, deflated, worthwhile
+from serving.doors.http.middleware import scope_of
 
 
 def seconds(work: Callable[[], object]) -> float:

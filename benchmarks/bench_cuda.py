@@ -73,7 +73,7 @@ def measure(bundle: str, way: str, seconds: float) -> dict[str, Any]:
     from pipeline.bundle.manifest import read
     from serving.config import RuntimeSettings
     from serving.errors import ModelRefused
-    from serving.runtime import open_session
+    from serving.inference.runtime import open_session
 
     whole = read(Path(bundle))
     payload = whole.contents[whole.manifest.variants["fp32"].file]

@@ -305,7 +305,7 @@ def expected_answer(networks: Path, model: str, rows: int) -> Any:
     """What ONNX Runtime says of the very rows of the bodies."""
     import numpy as np
 
-    from serving.runtime import open_session
+    from serving.inference.runtime import open_session
 
     array = np.frombuffer((networks / "bodies" / f"raw{rows}.body").read_bytes(), np.float32)
     session = open_session((networks / f"{model}.onnx").read_bytes())

@@ -102,7 +102,7 @@ def golden_row(bundle: str) -> tuple[dict[str, np.ndarray], Any]:
 
 def raw(bundle: str, seconds: str) -> dict[str, float]:
     """`session.run` of one row in a loop, one thread, nothing else."""
-    from serving.runtime import open_session
+    from serving.inference.runtime import open_session
 
     inputs, found = golden_row(bundle)
     session = open_session(found.contents[found.manifest.variants["fp32"].file])

@@ -14,31 +14,31 @@ from typing import TYPE_CHECKING
 
 import uvloop
 
-from serving.access import Access
-from serving.access_log import AccessLog
-from serving.board import Row, Watch
-from serving.books import Books
-from serving.changes import Changes
-from serving.channel import Channel
 from serving.config import HttpSettings, Settings
-from serving.control import Control
 from serving.dataplane import DataPlane
-from serving.entrance import Compressed, Guarded
+from serving.doors.access import Access
+from serving.doors.http.middleware import Compressed, Guarded
+from serving.doors.http.rest import Rest
+from serving.doors.http.server import HttpServer
+from serving.doors.tls import Certificates, files
 from serving.errors import ModelRefused
-from serving.http import HttpServer
-from serving.ledger import Ledger
-from serving.metrics import Metrics
-from serving.repository import Repository
-from serving.rest import Rest
-from serving.self_test import keep_testing
-from serving.shelf import Shelf
-from serving.slot import State
+from serving.models.changes import Changes
+from serving.models.control import Control
+from serving.models.repository import Repository
+from serving.models.self_test import keep_testing
+from serving.models.shelf import Shelf
+from serving.models.slot import State
+from serving.observability.access_log import AccessLog
+from serving.observability.accounting import Books
+from serving.observability.ledger import Ledger
+from serving.observability.metrics import Metrics
 from serving.telemetry import log
-from serving.tls import Certificates, files
-from serving.worker import Place
+from serving.workers.channel import Channel
+from serving.workers.scoreboard import Row, Watch
+from serving.workers.worker import Place
 
 if TYPE_CHECKING:
-    from serving.rpc import RpcServer
+    from serving.doors.grpc.rpc import RpcServer
 
 BEAT_SECONDS = 0.5
 SUCCESSOR_SECONDS = 2.0
@@ -164,8 +164,8 @@ def _rpc(
     control: Control | None = None,
 ) -> RpcServer:
     """A gRPC door. It binds for itself, where a socket of ours holds the port for all workers."""
-    from serving.rpc import RpcServer  # switched off, it costs nothing
-    from serving.rpc_access import credentials
+    from serving.doors.grpc.access import credentials
+    from serving.doors.grpc.rpc import RpcServer  # switched off, it costs nothing
 
     secrets = credentials(settings.tls) if files(settings.tls) else None
     limits = settings.grpc.model_copy(update={"port": held.getsockname()[1]})

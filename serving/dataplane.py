@@ -13,15 +13,20 @@ import orjson
 
 from pipeline.bundle.manifest import Tensor as DeclaredTensor
 from pipeline.bundle.tensors import BY_NUMPY
-from serving import file_door
-from serving.batching import Entry
-from serving.call import Call
+from serving.codecs.tensor_head import MAX_PRIORITY
 from serving.config import ALL, Versions
-from serving.contract import Contract
 from serving.errors import NotReady, ServingError
-from serving.exposition import Page, fill
-from serving.metrics import Meter
-from serving.model import Model
+from serving.inference import prediction
+from serving.inference.batching import Entry
+from serving.inference.contract import Contract
+from serving.inference.model import Model
+from serving.inference.runtime import runtime_version
+from serving.models.repository import Repository
+from serving.models.slot import ANSWERING, State
+from serving.observability.call import Call
+from serving.observability.exposition import Page, fill
+from serving.observability.metrics import Meter
+from serving.observability.statistics import ModelStatistics, statistics
 from serving.protocol import (
     IndexEntry,
     InferRequest,
@@ -31,11 +36,6 @@ from serving.protocol import (
     Tensor,
     TensorSpec,
 )
-from serving.repository import Repository
-from serving.runtime import runtime_version
-from serving.slot import ANSWERING, State
-from serving.statistics import ModelStatistics, statistics
-from serving.tensor_head import MAX_PRIORITY
 
 INPUT_FIELDS = {
     "format": "FORMAT_NONE",
@@ -285,7 +285,7 @@ class DataPlane:
 
     def media(self, name: str, version: str | None) -> list[str]:
         """The types of content that a model's files are sent with. Raises `Unsupported`."""
-        return file_door.media(self._repository.get(name, version)[1].manifest)
+        return prediction.media(self._repository.get(name, version)[1].manifest)
 
     async def predict(
         self,

@@ -8,11 +8,11 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from serving.config import Settings, check_address, check_control, is_loopback
-from serving.host import fitting_workers, usable_cores, usable_memory
-from serving.listening import StartError, listening, reserved, url
-from serving.supervisor import serve
+from serving.system.host import fitting_workers, usable_cores, usable_memory
+from serving.system.sockets import StartError, listening, reserved, url
 from serving.telemetry import log
-from serving.worker import Place
+from serving.workers.supervisor import serve
+from serving.workers.worker import Place
 
 __all__ = ["StartError", "launch", "worker_count"]
 

@@ -20,7 +20,7 @@ def command(experiment: Experiment, layout: Layout) -> None:
 
     from pipeline.bundle import golden
     from pipeline.bundle.manifest import canonical_json, read
-    from serving.runtime import open_session
+    from serving.inference.runtime import open_session
 
     bundle = read(layout.bundle)
     variant = bundle.manifest.variants["fp32"]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from pipeline.prepared import Manifest, Rows
     from pipeline.proof import Proof
-    from serving.runtime import Session
+    from serving.inference.runtime import Session
 
 UNREPORTED = {"batch_sizes", "metrics_torch", "metrics_onnx", "tolerance", "ties"}
 """Of the certificate in the manifest, what `dvc metrics show` has no room for."""
@@ -28,7 +28,7 @@ def command(experiment: Experiment, layout: Layout) -> None:
 
     from pipeline import evaluate, plugins, prepared, proof
     from pipeline.bundle.manifest import canonical_json
-    from serving.runtime import open_session
+    from serving.inference.runtime import open_session
     from stages.bundling import bundle
 
     manifest = prepared.read_manifest(layout.data)

@@ -30,84 +30,58 @@ HEAVY = {
 SHARED = ("pipeline", "pipeline.bundle", "pipeline.cli", "pipeline.config")
 """What a serving host has of the training half's package."""
 
-ORDER = (
-    "launch",
-    "app",
-    "supervisor",
-    "worker",
-    "http",
-    "http_reader",
-    "entrance",
-    "rest",
-    "rpc",
-    "rpc_infer",
-    "rpc_calls",
-    "rpc_access",
-    "rpc_standard",
-    "rpc_core",
-    "rpc_status",
-    "proto_templates",
-    "templates",
-    "codec_json",
-    "codec_proto",
-    "long_lists",
-    "manual",
-    "openapi",
-    "dataplane",
-    "control",
-    "changes",
-    "plan",
-    "self_test",
-    "repository",
-    "opener",
-    "slot",
-    "lineup",
-    "shelf",
-    "layout",
-    "trial",
-    "model",
-    "file_door",
-    "contract",
-    "batching",
-    "graph",
-    "runtime",
-    "binding",
-    "buckets",
-    "providers",
-    "watchdog",
-    "freed",
-    "registry",
-    "books",
-    "call",
-    "exposition",
-    "families",
-    "statistics",
-    "metrics",
-    "ledger",
-    "cells",
-    "unnamed",
-    "restarts",
-    "forked",
-    "board",
-    "consent",
-    "channel",
-    "listening",
-    "host",
-    "access_log",
-    "tracing",
-    "access",
-    "tls",
-    "watched",
-    "compression",
-    "apart",
-    "telemetry",
-    "config",
-    "tensor_head",
-    "tensor_data",
-    "protocol",
-    "errors",
+LAYERS = (
+    ("serving.commands", "serve verify inspect bench predict pull key folders"),
+    ("serving.load", "generator work picture outcome histogram alarm"),
+    (
+        "serving.client",
+        "asynchronous blocking calls answers reading retries address errors",
+    ),
+    ("serving", "launch app"),
+    (
+        "serving.doors.http",
+        "server reader middleware rest compression manual openapi offload",
+    ),
+    (
+        "serving.doors.grpc",
+        "rpc infer calls access health_reflection core status",
+    ),
+    ("serving.doors", "access tls"),
+    ("serving", "dataplane"),
+    (
+        "serving.codecs",
+        "proto_templates json_templates codec_json codec_proto long_lists tensor_head tensor_data",
+    ),
+    (
+        "serving.models",
+        "control changes plan self_test repository loader slot lineup shelf layout trial"
+        " mlflow_registry",
+    ),
+    (
+        "serving.inference",
+        "model prediction contract batching graph runtime binding buckets providers",
+    ),
+    (
+        "serving.workers",
+        "supervisor worker restarts after_fork scoreboard two_phase_commit channel",
+    ),
+    (
+        "serving.observability",
+        "accounting access_log tracing call exposition families statistics metrics ledger cells",
+    ),
+    (
+        "serving.system",
+        "sockets host watchdog file_watch anonymous_files malloc",
+    ),
+    ("serving.proto", "inference"),
+    ("serving", "telemetry config protocol errors"),
 )
-"""Serving's files: each imports only files below it. A new file finds its place here."""
+"""Serving from the top down, a package a line and its files in order: each file imports only files
+further on, and no package one that stands before it. A new file finds its place here."""
+
+SPEAKING = ("client", "proto")
+
+ORDER = [f"{package}.{name}" for package, names in LAYERS for name in names.split()]
 
 
 def module_name(path: Path) -> str:
@@ -263,7 +237,7 @@ def test_serving_imports_only_what_a_host_has():
 
 
 def test_stages_use_the_runtime_and_little_else_of_serving():
-    allowed = ("serving.runtime", "serving.errors")
+    allowed = ("serving.inference.runtime", "serving.errors")
     wrong = [
         f"{path.relative_to(ROOT)} imports {name}"
         for path in files("stages")
@@ -280,7 +254,7 @@ def test_only_tracking_imports_mlflow():
 
 
 def test_only_the_runtime_imports_onnx_runtime():
-    runtime = ROOT / "serving" / "runtime.py"
+    runtime = ROOT / "serving" / "inference" / "runtime.py"
     assert not offenders([p for p in files("serving", "pipeline") if p != runtime], "onnxruntime")
     assert offenders([runtime], "onnxruntime")
 
@@ -296,15 +270,27 @@ def test_models_never_import_tasks_and_the_loop_imports_neither():
 
 
 def test_each_file_of_serving_imports_only_files_below_it():
-    top = {path.stem for path in (ROOT / "serving").glob("*.py")} - {"__init__"}
-    assert not top - set(ORDER), "give these a place in ORDER"
-    wrong = []
-    for name in top:
-        below = {f"serving.{other}" for other in ORDER[ORDER.index(name) + 1 :]}
-        used = {n for n in imports(ROOT / "serving" / f"{name}.py") if within(n, "serving")}
-        used = {n for n in used if not within(n, "serving.proto")}  # generated, imports nothing
-        wrong += [f"serving/{name}.py imports {other}" for other in used - below - {"serving"}]
+    faces = {name for name, path in MODULES.items() if path.name == "__init__.py"}
+    ours = {name for name in MODULES if within(name, "serving")} - faces
+    assert ours == set(ORDER) and len(ORDER) == len(ours), "give each file one place in LAYERS"
+    wrong = [
+        f"{name} imports {other}"
+        for place, name in enumerate(ORDER)
+        for other in sorted(imports(MODULES[name]) & ours - set(ORDER[place + 1 :]))
+    ]
     assert not wrong
+
+
+def test_the_packages_of_serving_wake_nothing():
+    """`serving.client` hands its names on, and `serving.proto` its schemas; the others are a line."""
+    silent = [p for p in (ROOT / "serving").rglob("__init__.py") if p.parent.name not in SPEAKING]
+    assert len(silent) > 9
+    assert not {str(p.relative_to(ROOT)) for p in silent if len(ast.parse(p.read_text()).body) != 1}
+
+
+def test_neither_door_knows_the_other():
+    assert not offenders(files("serving/doors/http"), "grpc", "serving.doors.grpc")
+    assert not offenders(files("serving/doors/grpc"), "httptools", "serving.doors.http")
 
 
 def test_no_module_imports_itself_in_a_circle():

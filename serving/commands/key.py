@@ -10,7 +10,8 @@ from pathlib import Path
 import click
 
 from pipeline.config import ConfigError
-from serving.access import (
+from serving.commands.folders import fail
+from serving.doors.access import (
     MAX_FILE_BYTES,
     NAME,
     PREFIX,
@@ -20,7 +21,6 @@ from serving.access import (
     generated,
     parse,
 )
-from serving.commands.folders import fail
 
 
 @click.command()

@@ -72,22 +72,22 @@ def ask_bundle(folder: Path, payload: bytes, invert: bool) -> tuple[Reading, str
 
     Raises `BundleError`, `DecodeError` or `PredictError`.
     """
-    from serving import file_door
     from serving.config import Settings
     from serving.errors import ServingError
-    from serving.model import load
+    from serving.inference import prediction
+    from serving.inference.model import load
 
     bundle: Bundle = read(folder)
     try:
         model = load(bundle, Settings())
-        output = file_door.answering(bundle.manifest)
-        row = file_door.row(bundle.manifest, bundle.contents, payload, invert=invert)
-        reading = file_door.reading(output, model.session.run(row))
+        output = prediction.answering(bundle.manifest)
+        row = prediction.row(bundle.manifest, bundle.contents, payload, invert=invert)
+        reading = prediction.reading(output, model.session.run(row))
     except ServingError as error:
         raise PredictError(f"{folder}: {error}") from error
     hints = (
         hint(decoder, payload, bundle.contents, invert=invert)
-        for decoder in file_door.decoders(bundle.manifest).values()
+        for decoder in prediction.decoders(bundle.manifest).values()
     )
     return reading, next(filter(None, hints), None)
 

@@ -26,11 +26,11 @@ from pipeline.bundle.manifest import (
     canonical,
     read,
 )
-from serving.registry import PullError, Registry
+from serving.models.mlflow_registry import PullError, Registry
 
 DRAFT = ".pull-"
 LAST = 999_999_999
-"""The highest version that a server looks at; see `serving.repository`."""
+"""The highest version that a server looks at; see `serving.models.repository`."""
 
 
 @click.command("pull")

@@ -35,7 +35,7 @@ def command(bundle: str, variant: str, provider: str) -> None:
     except ConfigError as error:
         raise click.UsageError(str(error)) from error
     from serving.errors import ModelRefused
-    from serving.model import load
+    from serving.inference.model import load
 
     try:
         found = read(folder)

@@ -8,7 +8,7 @@ import pytest
 
 from serving.config import RuntimeSettings
 from serving.errors import ModelRefused
-from serving.runtime import open_session
+from serving.inference.runtime import open_session
 from tests.serving.bundles import digits_graph
 
 HERE = Path(__file__).parent

@@ -12,9 +12,9 @@ import pytest
 from pipeline.bundle.manifest import read
 from serving.config import RuntimeSettings, Settings
 from serving.errors import DeadlineExceeded, ServingError
-from serving.model import load
-from serving.providers import CUDA, TENSORRT, cuda_options
-from serving.runtime import Session, machine, onnxruntime, open_session
+from serving.inference.model import load
+from serving.inference.providers import CUDA, TENSORRT, cuda_options
+from serving.inference.runtime import Session, machine, onnxruntime, open_session
 from tests.serving.bundles import digits_graph, digits_rows, make_bundle
 from tests.serving.graphs import counting, doubling
 

@@ -28,7 +28,7 @@ from pipeline.network import joined, predict
 from pipeline.prepared import Rows
 from pipeline.statistics import Channel
 from pipeline.target import Target
-from serving.runtime import open_session
+from serving.inference.runtime import open_session
 
 ROWS, LENGTHS = (1, 7, 64), (1, 9, 70)
 HEIGHT, WIDTH, CHANNELS, LABELS = 12, 10, 3, tuple("abcde")

@@ -23,7 +23,7 @@ from pipeline.bundle.manifest import Input, Output
 from pipeline.checkpoint import save_weights
 from pipeline.export import ExportError
 from pipeline.network import predict
-from serving.runtime import open_session
+from serving.inference.runtime import open_session
 from stages import network as networks
 from tests.pipeline.experiments import NAME, Trained, settings
 

@@ -228,10 +228,10 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("part", SHIPPED)
 def test_a_part_goes_from_data_to_a_proven_bundle(part, folder, monkeypatch):
-    from serving import file_door
     from serving.config import Settings
     from serving.errors import Unsupported
-    from serving.model import load
+    from serving.inference import prediction
+    from serving.inference.model import load
     from stages import evaluate, export, prepare, verify
     from stages import train as training
     from stages.commands.summary import describe
@@ -264,4 +264,4 @@ def test_a_part_goes_from_data_to_a_proven_bundle(part, folder, monkeypatch):
     answers = model.session.run(inputs)
     assert all(np.isfinite(answer).all() for answer in answers.values())
     with pytest.raises(Unsupported, match=r"use \.\.\./infer"):
-        file_door.answering(bundle.manifest)
+        prediction.answering(bundle.manifest)

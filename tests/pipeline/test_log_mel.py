@@ -133,7 +133,7 @@ from pipeline.frontends import log_mel
 from pipeline.network import joined, predict
 from pipeline.target import Target
 from pipeline.tasks.classification import Config, Task
-from serving.runtime import open_session
+from serving.inference.runtime import open_session
 from tests.pipeline.test_log_mel import INPUT, PLAIN, config, noise
 
 torch.manual_seed(0)

@@ -10,7 +10,7 @@ from torch import nn
 from pipeline import export
 from pipeline.bundle.manifest import Input, Output
 from pipeline.models import recurrent
-from serving.runtime import open_session
+from serving.inference.runtime import open_session
 
 CELLS, CHANNELS, WIDTH = ("rnn", "lstm", "gru"), 3, 5
 EVERY = list(product(CELLS, (False, True), (1, 2)))

@@ -7,7 +7,7 @@ from typing import Any
 import grpc
 import numpy as np
 
-from serving.codec_proto import CONTENTS
+from serving.codecs.codec_proto import CONTENTS
 from serving.proto.inference import INFERENCE, message
 
 InferRequest = message("inference.ModelInferRequest")

@@ -14,8 +14,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.config import ConfigError
-from serving import access
-from serving.access import MAX_KEYS, PREFIX, Access, Key, Scope, generated, parse, presented, read
+from serving.doors import access
+from serving.doors.access import (
+    MAX_KEYS,
+    PREFIX,
+    Access,
+    Key,
+    Scope,
+    generated,
+    parse,
+    presented,
+    read,
+)
 from serving.errors import Forbidden, Unauthenticated
 
 ROOT = Path(__file__).parents[2]

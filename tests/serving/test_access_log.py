@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving import access_log
-from serving.access_log import AccessLog, of_model, times
-from serving.tracing import RequestIds, trace_id
+from serving.observability import access_log
+from serving.observability.access_log import AccessLog, of_model, times
+from serving.observability.tracing import RequestIds, trace_id
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.batching import Arrays, Batcher, select
 from serving.config import BatchSettings
 from serving.errors import BackendFailure, Overloaded, ServingError, WaitedTooLong
-from serving.runtime import open_session
+from serving.inference.batching import Arrays, Batcher, select
+from serving.inference.runtime import open_session
 from tests.serving.bundles import digits_graph, digits_rows
 
 

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.config import ConfigError, build
-from serving.binding import GRAPH_ID, NO_GRAPH
-from serving.buckets import padded, pieces, run_padded
 from serving.config import RuntimeSettings
 from serving.errors import BackendFailure
-from serving.runtime import Session, bound, onnxruntime, open_session
+from serving.inference.binding import GRAPH_ID, NO_GRAPH
+from serving.inference.buckets import padded, pieces, run_padded
+from serving.inference.runtime import Session, bound, onnxruntime, open_session
 from tests.serving.bundles import digits_graph, digits_rows, make_series_bundle
 
 buckets = st.sets(st.integers(1, 50), min_size=1).map(sorted)

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from serving.channel import Channel, Closed, Line, Message
-from serving.consent import Consent
 from serving.errors import ModelRefused
+from serving.workers.channel import Channel, Closed, Line, Message
+from serving.workers.two_phase_commit import Consent
 
 
 def lineup(key: str, state: str, reason: str = "") -> Message:

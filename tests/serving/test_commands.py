@@ -336,7 +336,7 @@ def test_verify(bundle: Path, tmp_path: Path) -> None:
 POOR = """
 import resource, sys
 from pathlib import Path
-import serving.model
+import serving.inference.model
 from pipeline import cli
 now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (now + (int(sys.argv[2]) << 20),) * 2)

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.compression import (
+from serving.doors.http.compression import (
     MAX_MEMBERS,
     Inflation,
     accepted,
@@ -149,7 +149,7 @@ def test_a_bomb_is_refused_within_its_bounds() -> None:
     """A GB out of a MB: in a process of its own, whose memory is then known."""
     program = """
 import time, zlib
-from serving.compression import Inflation
+from serving.doors.http.compression import Inflation
 from serving.errors import TooLarge
 from tests.memory import peak_bytes
 stream = zlib.compressobj(9, wbits=31)

@@ -13,11 +13,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from serving import watchdog as dogs
 from serving.config import RuntimeSettings
 from serving.errors import DeadlineExceeded
-from serving.runtime import Session, open_session
-from serving.watchdog import LOOK_SECONDS, QUIET_LOOKS, STUCK_EXIT, Watchdog
+from serving.inference.runtime import Session, open_session
+from serving.system import watchdog as dogs
+from serving.system.watchdog import LOOK_SECONDS, QUIET_LOOKS, STUCK_EXIT, Watchdog
 from tests.serving.bundles import digits_graph
 from tests.serving.graphs import (
     LOOPS_ALLOWED,
@@ -78,7 +78,7 @@ def test_a_thread_for_all_and_another_after_a_fork() -> None:
     assert dogs.watchdog() is dogs.watchdog()
     code = (
         "import os, sys, time\n"
-        "from serving.watchdog import watchdog\n"
+        "from serving.system.watchdog import watchdog\n"
         "from types import SimpleNamespace as N\n"
         "watchdog().begin(time.monotonic() + 60, 0, N(terminate=False))\n"
         "pid = os.fork()\n"
@@ -161,7 +161,7 @@ def test_a_process_with_an_operator_that_never_ends_gives_up(tmp_path: Path) -> 
     code = (
         "import pathlib, numpy, sys\n"
         "from serving.config import RuntimeSettings\n"
-        "from serving.runtime import open_session\n"
+        "from serving.inference.runtime import open_session\n"
         "settings = RuntimeSettings(run_seconds=1, stuck_seconds=0.3)\n"
         "session = open_session(pathlib.Path(sys.argv[1]).read_bytes(), settings)\n"
         "print(session.run({'size': numpy.array([20])})['y'], flush=True)\n"

@@ -15,9 +15,9 @@ from prometheus_client.openmetrics.parser import (
 )
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from serving import cells, exposition, families
-from serving.exposition import Page, fill, wants_openmetrics
-from serving.metrics import Metrics
+from serving.observability import cells, exposition, families
+from serving.observability.exposition import Page, fill, wants_openmetrics
+from serving.observability.metrics import Metrics
 
 BUILD = {"version": "1.0", "python": "3.11.7", "onnxruntime": "1.31.1"}
 INFO = {

@@ -12,9 +12,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from pipeline.bundle.manifest import Bundle, Manifest, read
-from serving import graph
 from serving.config import GraphSettings
 from serving.errors import ModelRefused
+from serving.inference import graph
 from tests.serving.bundles import digits_graph
 
 LIMITS = GraphSettings()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.host import fitting_workers, memory_kills, usable_cores, usable_memory
+from serving.system.host import fitting_workers, memory_kills, usable_cores, usable_memory
 
 V2 = "30 23 0:26 {root} /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"
 V1 = (

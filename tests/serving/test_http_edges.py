@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serving.long_lists import LONG_BYTES
+from serving.codecs.long_lists import LONG_BYTES
 from tests.serving.bundles import digits_rows
 from tests.serving.live import Live, binary, framed, receive, tensor
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.access import Scope, generated
+from serving.doors.access import Scope, generated
 from tests.serving.bundles import digits_rows
 from tests.serving.live import Live, receive, tensor
 

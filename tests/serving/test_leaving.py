@@ -8,13 +8,13 @@ import sys
 
 import pytest
 
-from serving.access_log import AccessLog
-from serving.books import Books
 from serving.config import HttpSettings
-from serving.http import HttpServer
-from serving.listening import admit_again, admit_no_more
-from serving.metrics import Metrics
-from serving.rest import Reply, Request, Response
+from serving.doors.http.rest import Reply, Request, Response
+from serving.doors.http.server import HttpServer
+from serving.observability.access_log import AccessLog
+from serving.observability.accounting import Books
+from serving.observability.metrics import Metrics
+from serving.system.sockets import admit_again, admit_no_more
 
 ASK = b"GET /%d HTTP/1.1\r\nHost: x\r\n\r\n"
 

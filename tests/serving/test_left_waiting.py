@@ -9,13 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from serving.access_log import AccessLog
-from serving.books import Books
 from serving.config import CompressionSettings, HttpSettings
-from serving.entrance import LOOP_BYTES, Compressed
-from serving.http import HttpServer
-from serving.metrics import Metrics
-from serving.rest import Handler, Reply, Request, Response, _awaited
+from serving.doors.http.middleware import LOOP_BYTES, Compressed
+from serving.doors.http.rest import Handler, Reply, Request, Response, _awaited
+from serving.doors.http.server import HttpServer
+from serving.observability.access_log import AccessLog
+from serving.observability.accounting import Books
+from serving.observability.metrics import Metrics
 
 ASK = b"GET / HTTP/1.1\r\nHost: x\r\nAccept-Encoding: gzip\r\n\r\n"
 

@@ -19,10 +19,10 @@ import onnx
 import pytest
 
 from pipeline.bundle.manifest import Input, Output, read
-from serving import trial
 from serving.config import GraphSettings, RuntimeSettings, Settings
 from serving.errors import ModelRefused
-from serving.model import load
+from serving.inference.model import load
+from serving.models import trial
 from tests.serving.bundles import make_bundle
 from tests.serving.graphs import chain, doubling, functions, growing
 from tests.serving.live import ROOT, Live
@@ -33,7 +33,7 @@ import json, pathlib, sys, threading, time
 import numpy
 from serving.config import RuntimeSettings
 from serving.errors import ServingError
-from serving.runtime import open_session
+from serving.inference.runtime import open_session
 from tests.memory import peak_bytes
 path, settings, shape = sys.argv[1:]
 ticks, over = [], threading.Event()
@@ -123,7 +123,7 @@ def test_one_arena_for_the_process(tmp_path: Path) -> None:
     code = (
         "import pathlib, sys\n"
         "from serving.config import RuntimeSettings\n"
-        "from serving.runtime import open_session\n"
+        "from serving.inference.runtime import open_session\n"
         "model = pathlib.Path(sys.argv[1]).read_bytes()\n"
         "a = open_session(model, RuntimeSettings(arena_bytes=1 << 28))\n"
         "b = open_session(model, RuntimeSettings(arena_bytes=1 << 28))\n"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pipeline.bundle.tensors import BY_PROTOCOL
-from serving import codec_json, long_lists
+from serving.codecs import codec_json, long_lists
 from serving.errors import InvalidRequest
 
 SHAPES = [(60,), (1, 60), (60, 1), (3, 4, 5), (1, 1, 60, 1), (60, 1, 1)]

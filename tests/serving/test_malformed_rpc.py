@@ -16,7 +16,7 @@ import grpc
 import numpy as np
 import pytest
 
-from serving.codec_proto import CONTENTS, decode, parse
+from serving.codecs.codec_proto import CONTENTS, decode, parse
 from serving.errors import ServingError
 from serving.proto.inference import INFERENCE
 from tests.endurance.figures import report

@@ -14,13 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving import cells
-from serving.access_log import AccessLog
-from serving.books import Books
-from serving.call import Call
-from serving.ledger import NAME_BYTES, Ledger
-from serving.metrics import Metrics
-from serving.statistics import as_json, statistics
+from serving.observability import cells
+from serving.observability.access_log import AccessLog
+from serving.observability.accounting import Books
+from serving.observability.call import Call
+from serving.observability.ledger import NAME_BYTES, Ledger
+from serving.observability.metrics import Metrics
+from serving.observability.statistics import as_json, statistics
 
 FORK = multiprocessing.get_context("fork")
 

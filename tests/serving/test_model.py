@@ -16,11 +16,11 @@ import pytest
 from onnx import TensorProto, helper
 
 from pipeline.bundle.manifest import Gate, read
-from serving import providers, runtime
 from serving.config import RuntimeSettings, Settings
-from serving.contract import Contract
 from serving.errors import BackendFailure, ModelRefused
-from serving.model import Model, load
+from serving.inference import providers, runtime
+from serving.inference.contract import Contract
+from serving.inference.model import Model, load
 from tests.serving.bundles import (
     OPSET,
     answers,
@@ -239,7 +239,7 @@ def test_telemetry_is_off_before_the_import() -> None:
         "    def find_spec(self, name, *rest):\n"
         "        if name == 'onnxruntime': print(os.environ.get('ORT_DISABLE_TELEMETRY'))\n"
         "sys.meta_path.insert(0, Watch())\n"
-        "import serving.runtime"
+        "import serving.inference.runtime"
     )
     told = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True

@@ -18,9 +18,9 @@ from jsonschema import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from pipeline.bundle.manifest import Input, Output
-from serving.access import Scope, generated
-from serving.openapi import ERRORS
-from serving.rest import STATUS
+from serving.doors.access import Scope, generated
+from serving.doors.http.openapi import ERRORS
+from serving.doors.http.rest import STATUS
 from tests.serving.bundles import digits_graph, make_bundle, make_series_bundle
 from tests.serving.live import Live
 from tests.serving.test_control import change, until
@@ -136,7 +136,7 @@ def test_every_status_is_explained() -> None:
 
 
 def test_keys_are_told_where_they_are_needed(document: dict[str, Any], server: Live) -> None:
-    from serving.openapi import document as make
+    from serving.doors.http.openapi import document as make
 
     told = make((), "0", keys=True)
     OpenAPIV31SpecValidator(told).validate()

@@ -26,11 +26,12 @@ from prometheus_client.openmetrics.parser import (
 )
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from serving import errors, families
-from serving.call import OUTCOMES, Call
-from serving.cells import FAILED, STATES
+from serving import errors
+from serving.models.slot import State
+from serving.observability import families
+from serving.observability.call import OUTCOMES, Call
+from serving.observability.cells import FAILED, STATES
 from serving.proto.inference import INFERENCE, message
-from serving.slot import State
 from tests.serving.bundles import digits_rows, make_bundle
 from tests.serving.graphs import LOOPS_ALLOWED, make_counting_bundle
 from tests.serving.live import Live, tensor

@@ -12,8 +12,8 @@ import pytest
 from pipeline.bundle.manifest import read
 from serving.config import Settings
 from serving.dataplane import DataPlane
-from serving.model import Model, load
-from serving.repository import Repository
+from serving.inference.model import Model, load
+from serving.models.repository import Repository
 
 
 class One:

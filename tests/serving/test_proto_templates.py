@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serving import proto_templates
-from serving.codec_proto import decode, parse
+from serving.codecs import proto_templates
+from serving.codecs.codec_proto import decode, parse
+from serving.codecs.json_templates import MAX_KNOWN
+from serving.codecs.proto_templates import Reader
 from serving.errors import ServingError
-from serving.proto_templates import Reader
 from serving.protocol import InferRequest
-from serving.templates import MAX_KNOWN
 from tests.serving.rpc_client import infer_request
 from tests.serving.test_malformed_rpc import FUZZED, changed, damaged, disturbed, seeds
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from pipeline.config import ConfigError, build
-from serving import runtime
 from serving.config import CudaSettings, RuntimeSettings, Settings, TensorrtSettings
 from serving.errors import ModelRefused
-from serving.providers import CPU, CUDA, TENSORRT, Versions, chain, engine_folder
+from serving.inference import runtime
+from serving.inference.providers import CPU, CUDA, TENSORRT, Versions, chain, engine_folder
 from tests.serving.bundles import digits_graph
 
 HERE = Versions("NVIDIA H100 80GB HBM3 sm90", "10.9.0", "13.0", "1.31.1")

@@ -9,8 +9,8 @@ import timeit
 
 import pytest
 
-from serving.board import CELLS, Board, Doing, Run, Suspect, Watch
-from serving.restarts import Backoff, Strikes, cause
+from serving.workers.restarts import Backoff, Strikes, cause
+from serving.workers.scoreboard import CELLS, Board, Doing, Run, Suspect, Watch
 
 
 def running(*keys: str) -> list[Suspect]:

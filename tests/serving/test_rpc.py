@@ -20,11 +20,14 @@ import grpc.aio
 import numpy as np
 import pytest
 
-from serving.access_log import AccessLog
-from serving.books import Books
-from serving.codec_proto import decode_change, encode, encode_streamed, parse
+from serving.codecs.codec_proto import decode_change, encode, encode_streamed, parse
 from serving.config import GrpcSettings, Settings
 from serving.dataplane import DataPlane
+from serving.doors.grpc.rpc import ELSEWHERE, RpcServer
+from serving.doors.grpc.status import MAX_DETAILS, STATUS, told
+from serving.models.repository import Repository
+from serving.observability.access_log import AccessLog
+from serving.observability.accounting import Books
 from serving.proto.inference import (
     FILES,
     HEALTH,
@@ -34,9 +37,6 @@ from serving.proto.inference import (
     message,
 )
 from serving.protocol import InferResponse, Tensor
-from serving.repository import Repository
-from serving.rpc import ELSEWHERE, RpcServer
-from serving.rpc_status import MAX_DETAILS, STATUS, told
 from tests.serving.bundles import TYPES, digits_rows, make_bundle
 from tests.serving.live import ROOT, Live, tensor
 from tests.serving.rpc_client import Client, InferRequest, infer_request, outputs
@@ -451,7 +451,7 @@ def test_switched_off_it_costs_nothing(start: Start, bundle: Path) -> None:
     code = (
         "import sys\n"
         "import serving.app, serving.commands.serve\n"
-        "assert not {'grpc', 'serving.rpc', 'serving.codec_proto'} & set(sys.modules)"
+        "assert not {'grpc', 'serving.doors.grpc.rpc', 'serving.codecs.codec_proto'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
     off, on = start(bundle), start(bundle, "--grpc-port", "0")

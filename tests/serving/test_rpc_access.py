@@ -11,10 +11,10 @@ import grpc
 import pytest
 
 from pipeline.config import ConfigError
-from serving.access import Scope, generated
 from serving.config import TlsSettings
+from serving.doors.access import Scope, generated
+from serving.doors.grpc.access import credentials, scope_of
 from serving.proto.inference import HEALTH, INFERENCE, OLDER_REFLECTION, REFLECTION
-from serving.rpc_access import credentials, scope_of
 from tests.serving.bundles import digits_rows
 from tests.serving.certificates import Authority, Pair
 from tests.serving.live import Live

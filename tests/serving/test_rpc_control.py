@@ -12,8 +12,8 @@ import grpc
 import pytest
 
 from pipeline.config import ConfigError
-from serving.access import Scope, generated
 from serving.config import Settings, check_control
+from serving.doors.access import Scope, generated
 from serving.proto.inference import message
 from tests.serving.bundles import digits_graph, digits_rows, make_bundle
 from tests.serving.live import Live, tensor

@@ -12,13 +12,13 @@ import grpc
 import grpc.aio
 import pytest
 
-from serving.access_log import AccessLog
-from serving.books import Books
 from serving.config import GrpcSettings, Settings
 from serving.dataplane import DataPlane
+from serving.doors.grpc.rpc import RpcServer
+from serving.models.repository import Repository
+from serving.observability.access_log import AccessLog
+from serving.observability.accounting import Books
 from serving.proto.inference import HEALTH, INFERENCE
-from serving.repository import Repository
-from serving.rpc import RpcServer
 from tests.serving.bundles import digits_rows
 from tests.serving.rpc_client import infer_request
 

@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.batching import Arrays, Batcher
 from serving.config import BatchSettings
 from serving.errors import Overloaded, ServingError, WaitedTooLong
+from serving.inference.batching import Arrays, Batcher
 from tests.serving.bundles import make_series_bundle
 from tests.serving.live import Live, binary, framed, tensor
 from tests.serving.rpc_client import Client, infer_request

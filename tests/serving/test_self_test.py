@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 from pipeline.bundle.manifest import read
-from serving.changes import Changes
 from serving.config import RuntimeSettings, Settings
 from serving.errors import ModelRefused, NotReady
-from serving.model import load
-from serving.repository import Repository
-from serving.self_test import examine
-from serving.slot import State
+from serving.inference.model import load
+from serving.models.changes import Changes
+from serving.models.repository import Repository
+from serving.models.self_test import examine
+from serving.models.slot import State
 from tests.serving.bundles import make_bundle
 from tests.serving.graphs import LOOPS_ALLOWED, make_counting_bundle, make_moody_bundle
 from tests.serving.live import Live, tensor

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.bundle.manifest import Bundle, BundleError, read
-from serving.shelf import PAGE, Shelf, mark_of
-from serving.unnamed import in_memory, on_disk
+from serving.models.shelf import PAGE, Shelf, mark_of
+from serving.system.anonymous_files import in_memory, on_disk
 from tests.serving.bundles import digits_graph, make_bundle
 
 FILES = ("model.onnx", "golden.npz")

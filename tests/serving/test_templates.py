@@ -10,13 +10,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from serving import codec_json
+from serving.codecs import codec_json
+from serving.codecs.json_templates import MAX_KNOWN, Reader
 from serving.config import HttpSettings
+from serving.doors.http.reader import Heads, RequestReader
+from serving.doors.http.rest import Request, Response
 from serving.errors import ServingError
-from serving.http_reader import Heads, RequestReader
 from serving.protocol import InferRequest
-from serving.rest import Request, Response
-from serving.templates import MAX_KNOWN, Reader
 from tests.serving.live import binary, framed
 
 DATATYPES = ("FP32", "FP64", "FP16", "UINT8", "INT8", "INT64", "UINT64", "BOOL", "BYTES")

@@ -22,9 +22,9 @@ import pytest
 from PIL import Image
 
 from pipeline.config import ConfigError
-from serving.access import Scope, generated
 from serving.config import TlsSettings
-from serving.tls import Certificates, expiry
+from serving.doors.access import Scope, generated
+from serving.doors.tls import Certificates, expiry
 from tests.serving.bundles import digits_rows
 from tests.serving.certificates import Authority, Pair, encrypted
 from tests.serving.live import ROOT, Live, receive, tensor

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import socket
 
-from serving.access_log import AccessLog
-from serving.books import Books
 from serving.config import HttpSettings
-from serving.http import HttpServer
-from serving.listening import UNSENT_BYTES, listening
-from serving.metrics import Metrics
-from serving.rest import Reply, Request, Response
+from serving.doors.http.rest import Reply, Request, Response
+from serving.doors.http.server import HttpServer
+from serving.observability.access_log import AccessLog
+from serving.observability.accounting import Books
+from serving.observability.metrics import Metrics
+from serving.system.sockets import UNSENT_BYTES, listening
 
 ANSWER = 1 << 20
 ASK = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"

@@ -13,11 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from serving import codec_json, codec_proto
+from serving.codecs import codec_json, codec_proto
+from serving.codecs.tensor_data import to_bytes
 from serving.errors import InvalidRequest
 from serving.proto.inference import message
 from serving.protocol import InferRequest, InferResponse, Tensor, WantedOutput
-from serving.tensor_data import to_bytes
 from tests.serving.bundles import TYPES
 from tests.serving.live import Live, binary, framed, outputs, tensor
 from tests.serving.rpc_client import Client, infer_request

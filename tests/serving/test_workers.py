@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 
 from serving.config import Settings
-from serving.host import fitting_workers, usable_cores, usable_memory
 from serving.launch import worker_count
+from serving.system.host import fitting_workers, usable_cores, usable_memory
 from tests.serving.bundles import (
     FATAL,
     digits_graph,

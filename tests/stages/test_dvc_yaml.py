@@ -34,9 +34,9 @@ EVERYWHERE = {
 }
 AROUND_A_RUN = {
     "serving/errors.py": "errors end the stage without a result",
-    "serving/freed.py": "gives memory back to the system",
+    "serving/system/malloc.py": "gives memory back to the system",
     "serving/telemetry.py": "log lines",
-    "serving/watchdog.py": "ends a process whose run takes too long",
+    "serving/system/watchdog.py": "ends a process whose run takes too long",
 }
 PREPARED = {
     "pipeline/dataset.py": "what prepare was handed; its result arrives as data",

@@ -289,9 +289,9 @@ def test_a_table_to_an_answer(tmp_path: Path) -> None:
     from pipeline import prepared
     from pipeline.bundle.manifest import read
     from pipeline.data import table as tables
-    from serving import file_door
     from serving.config import Settings
-    from serving.model import load as opened
+    from serving.inference import prediction
+    from serving.inference.model import load as opened
 
     project = new_project(tmp_path / "project", git=False)
     table(project.folder / "flats.csv")
@@ -311,11 +311,11 @@ def test_a_table_to_an_answer(tmp_path: Path) -> None:
     expected = load_file(project.folder / "build" / "flats" / "answers.safetensors")["prediction"]
     bundle = read(project.folder / "bundles" / "flats")
     model = opened(bundle, Settings())
-    output, told = file_door.answering(bundle.manifest), []
+    output, told = prediction.answering(bundle.manifest), []
     for row in test:
         payload = raw.sample(int(row))[1]
-        asked = file_door.row(bundle.manifest, bundle.contents, payload, invert=False)
-        told.append(file_door.reading(output, model.session.run(asked)).prediction)
+        asked = prediction.row(bundle.manifest, bundle.contents, payload, invert=False)
+        told.append(prediction.reading(output, model.session.run(asked)).prediction)
     np.testing.assert_allclose(told, expected, rtol=1e-6)
     report = json.loads((project.folder / "reports" / "flats" / "metrics.json").read_text())
     low, high = report["intervals"]["r2"]

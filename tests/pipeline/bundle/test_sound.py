@@ -19,8 +19,8 @@ from pipeline.bundle.decode import DecodeError, DecoderMissing, decode, drawn, e
 from pipeline.bundle.decode import sound as sounds
 from pipeline.bundle.decode.sound import SoundDecoder
 from pipeline.bundle.manifest import Input, Output
-from serving import file_door
 from serving.errors import Unsupported
+from serving.inference import prediction
 from tests.manifests import sound_manifest
 
 RATE = 8000
@@ -238,10 +238,10 @@ def test_a_host_without_the_library_says_so_at_the_door(monkeypatch):
         (output,),
         name="m",
     )
-    row = file_door.row(manifest, {}, WAV, invert=False)["waveform"]
+    row = prediction.row(manifest, {}, WAV, invert=False)["waveform"]
     np.testing.assert_array_equal(row, decode(decoder(), WAV)[None])
-    assert file_door.example(manifest) == "sound.wav" and file_door.media(manifest) == ["audio/*"]
+    assert prediction.example(manifest) == "sound.wav" and prediction.media(manifest) == ["audio/*"]
     assert set(registry.MEDIA) >= {"audio/", "image/"}
     monkeypatch.setattr(sounds, "_library", lacks)
     with pytest.raises(Unsupported, match=r"sounds cannot be read here: soundfile; tensors go to"):
-        file_door.row(manifest, {}, WAV, invert=False)
+        prediction.row(manifest, {}, WAV, invert=False)

@@ -1,0 +1,1 @@
+"""Wire to request and answer to wire: pure functions, no sockets, no models."""

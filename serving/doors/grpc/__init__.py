@@ -1,0 +1,1 @@
+"""The gRPC door, imported only where it is open."""

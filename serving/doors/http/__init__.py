@@ -1,0 +1,1 @@
+"""The HTTP door: bytes, connections, keys and compression, routes, the page for people."""

@@ -1,0 +1,1 @@
+"""How one model answers: its contract, its queue, its batches, its sessions on a device."""

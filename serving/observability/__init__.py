@@ -1,0 +1,1 @@
+"""What is counted and written down of every request, and how it is told."""

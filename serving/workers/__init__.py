@@ -1,0 +1,1 @@
+"""The processes: one that watches, and those that it forks, replaces and keeps agreed."""
