@@ -13,7 +13,6 @@ import orjson
 
 from pipeline.bundle.manifest import Tensor as DeclaredTensor
 from pipeline.bundle.tensors import BY_NUMPY
-from serving.codecs.tensor_head import MAX_PRIORITY
 from serving.config import ALL, Versions
 from serving.errors import NotReady, ServingError
 from serving.inference import prediction
@@ -28,6 +27,7 @@ from serving.observability.exposition import Page, fill
 from serving.observability.metrics import Meter
 from serving.observability.statistics import ModelStatistics, statistics
 from serving.protocol import (
+    MAX_PRIORITY,
     IndexEntry,
     InferRequest,
     InferResponse,

@@ -23,6 +23,8 @@ EXTENSIONS = (
     "schedule_policy",
     "predict",
 )
+MAX_PRIORITY = 10
+"""The last of the priorities that a request may ask for; 1 is the first, 0 the default."""
 
 
 def server_version() -> str:

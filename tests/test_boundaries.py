@@ -47,11 +47,11 @@ LAYERS = (
         "rpc infer calls access health_reflection core status",
     ),
     ("serving.doors", "access tls"),
-    ("serving", "dataplane"),
     (
         "serving.codecs",
         "proto_templates json_templates codec_json codec_proto long_lists tensor_head tensor_data",
     ),
+    ("serving", "dataplane"),
     (
         "serving.models",
         "control changes plan self_test repository loader slot lineup shelf layout trial"

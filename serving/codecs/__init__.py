@@ -1,1 +1,1 @@
-"""Wire to request and answer to wire: pure functions, no sockets, no models."""
+"""Wire to request and answer to wire: no sockets, no clocks."""

@@ -9,11 +9,11 @@ from typing import Any
 from pipeline.bundle.tensors import BY_PROTOCOL, TensorType
 from serving.codecs.tensor_data import told
 from serving.errors import InvalidRequest
+from serving.protocol import MAX_PRIORITY
 
 MAX_RANK = 8
 MAX_TENSORS = 256
 MAX_ID = 1024
-MAX_PRIORITY = 10
 MAX_ELEMENTS = 2**31 - 1
 """Of one tensor, a zero axis counted as one: numpy cannot shape everything that is empty."""
 

@@ -1,4 +1,4 @@
-"""The door for people: what a file asks of a model, and what the answer says."""
+"""Predictions for people: what a file asks of a model, and what the answer says."""
 
 from __future__ import annotations
 

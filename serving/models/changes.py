@@ -72,7 +72,7 @@ class Changes:
             if self._serves(standing) or _same(self._prepared.get(place), standing):
                 continue
             fresh = Slot.of(standing)
-            await self._aside(self._repository.opener.restore, fresh)
+            await self._aside(self._repository.loader.restore, fresh)
             if fresh.model is None:
                 raise ModelRefused(f"{name} version {version}: {fresh.reason}")
             self._prepared[place] = fresh
@@ -82,7 +82,7 @@ class Changes:
         await self.become(message["lineup"])
         standings = unpacked(message["lineup"]).values()
         await self._aside(
-            self._repository.opener.sweep, {s.mark for s in standings if s.state == READY}
+            self._repository.loader.sweep, {s.mark for s in standings if s.state == READY}
         )
 
     async def become(self, lineup: Message) -> None:
@@ -137,7 +137,7 @@ class Changes:
                 if _same(old, standing):  # lost here, or in quarantine; whoever loads it mends that
                     return None
                 fresh = Slot.of(standing)  # this worker was starting when the others prepared it
-                await self._aside(self._repository.opener.restore, fresh)
+                await self._aside(self._repository.loader.restore, fresh)
             assert fresh
             return self._swap(old, fresh, standing)
         if fresh:

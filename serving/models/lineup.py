@@ -1,4 +1,4 @@
-"""What all workers serve: every version of every model, as they agreed on it.
+"""The lineup: what all workers serve, every version of every model, as they agreed on it.
 
 The supervisor holds it and gives it to every worker it starts, so it travels as JSON:
 `{"single": NAME or null, "versions": [...]}`, each version a `Standing` in the order of names and

@@ -19,7 +19,7 @@ from serving.telemetry import log
 from serving.workers.scoreboard import Watch
 
 
-class Opener:
+class Loader:
     """Opens versions for one worker. Everything here blocks: for a thread."""
 
     def __init__(self, settings: Settings, metrics: Metrics, watch: Watch, shelf: Shelf) -> None:

@@ -187,7 +187,7 @@ class Plan:
         if old and old.state in (READY, FAILED) and old.tried == seen and not again:
             return ""
         fresh = Slot(name, number, folder, asked=old.asked if old else None)
-        await self._aside(self._repository.opener.prove, fresh)
+        await self._aside(self._repository.loader.prove, fresh)
         if fresh.state is State.READY:
             self._after[place] = fresh.standing()
             self.proven[place] = fresh

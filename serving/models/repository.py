@@ -12,7 +12,7 @@ from serving.errors import ModelRefused, NotFound, NotReady
 from serving.inference.model import Model
 from serving.models.layout import VERSION, Layout, chosen, passed_over, wanted
 from serving.models.lineup import Message, packed, unpacked
-from serving.models.loader import Opener
+from serving.models.loader import Loader
 from serving.models.shelf import Shelf
 from serving.models.slot import ANSWERING, INDEX_STATE, Slot, State
 from serving.observability.metrics import Metrics
@@ -43,7 +43,7 @@ class Repository:
         self._watch = watch or Watch()
         self.settings = settings
         self.metrics = metrics or Metrics()
-        self.opener = Opener(settings, self.metrics, self._watch, shelf or Shelf())
+        self.loader = Loader(settings, self.metrics, self._watch, shelf or Shelf())
         self.layout = Layout(path, lineup["single"]) if lineup else Layout.found(path)
         self.started = False
         self.leaving = False
@@ -81,7 +81,7 @@ class Repository:
         if self._told:
             for slot in self.slots():
                 if slot.state is State.LOADING:
-                    self.opener.restore(slot)
+                    self.loader.restore(slot)
             self.started = True
             return
         for name, versions in self._slots.items():
@@ -90,7 +90,7 @@ class Repository:
             need = wanted(policy, len(order))
             for number in order:
                 if need:
-                    self.opener.prove(versions[number], aloud=self.layout.single is None)
+                    self.loader.prove(versions[number], aloud=self.layout.single is None)
                     need -= versions[number].state is State.READY
             for slot in versions.values():
                 if slot.state is State.LOADING:

@@ -1,4 +1,4 @@
-"""One version of one model in this worker: its folder, its state, its model."""
+"""A slot: one version of one model in this worker, with its folder, its state and its model."""
 
 from __future__ import annotations
 

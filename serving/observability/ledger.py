@@ -1,4 +1,4 @@
-"""Memory that the server's processes share: the models' names, and a row of cells each.
+"""The ledger of all counts: memory that the processes share, with a row of cells for each.
 
 A worker writes only its own row, so nothing is locked, and a worker that dies leaves what it
 counted. One writer a cell and eight aligned bytes a value: whoever reads sees the number before or

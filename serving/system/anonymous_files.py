@@ -1,4 +1,4 @@
-"""Files without a path: shared by processes through their descriptor, gone with the last of them."""
+"""Anonymous files: shared by processes through their descriptor, gone with the last of them."""
 
 from __future__ import annotations
 

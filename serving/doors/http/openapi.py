@@ -17,12 +17,11 @@ from pipeline.bundle.manifest import Input, Output
 from pipeline.bundle.manifest import Tensor as Declared
 from pipeline.bundle.tensors import BY_NUMPY
 from serving.codecs.tensor_data import to_json
-from serving.codecs.tensor_head import MAX_PRIORITY
 from serving.dataplane import Served
 from serving.errors import Unsupported
 from serving.inference import prediction
 from serving.inference.model import Model
-from serving.protocol import Tensor
+from serving.protocol import MAX_PRIORITY, Tensor
 
 Document = dict[str, Any]
 
