@@ -40,7 +40,7 @@ export ORT_DISABLE_TELEMETRY := 1
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-fast test-cuda faults lint format serve ui bench conformance bench-serving bench-cuda fuzz-openapi lock clean distclean
+.PHONY: help setup run test test-fast test-cuda faults lint format serve ui bench conformance bench-recipes bench-serving bench-cuda fuzz-openapi lock clean distclean
 
 help: ## list the chores
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -81,6 +81,10 @@ ui: $(STAMP) ## open MLflow on this project's runs: make ui UI_PORT=5000
 
 bench: $(STAMP) ## run the benchmarks, each in a process of its own
 	@for file in benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python "$$file" || exit 1; done
+
+bench-recipes: $(STAMP) ## train every recipe, three seeds, beside its figure: DATA=FOLDER, ARGS=--quick for one epoch
+	@$(BIN)/python benchmarks/bench_accuracy.py --recipe $(or $(RECIPE),all) --seeds 3 \
+	  $(if $(DATA),--shared "$(DATA)") --results .build/recipes/results.jsonl $(ARGS)
 
 bench-serving: $(STAMP) ## the server beside its peers: PEERS="mosec kserve" ARGS=--install
 	@$(BIN)/python benchmarks/bench_serving.py

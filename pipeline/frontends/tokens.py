@@ -22,6 +22,12 @@ class Embedding(Section):
     """How a token becomes numbers."""
 
     width: int = Field(128, ge=1, le=8192, description="numbers that stand for a token")
+    deviation: float = Field(
+        1.0,
+        gt=0,
+        le=10,
+        description="of those numbers before training; small, and a rare token says little",
+    )
     dropout: float = Field(0.0, ge=0, lt=1, description="share of them dropped while training")
     segments: int = Field(
         1, ge=1, description="parts, each averaged, that a model of a fixed size (mlp) reads"
@@ -57,6 +63,8 @@ def build(config: Config, inputs: Sequence[Input], statistics: Statistics) -> nn
             super().__init__()
             self.features = Features("sequence", (config.width,), config.segments)
             self.table = nn.Embedding(vocabulary, config.width, padding_idx=PADDING)
+            with torch.no_grad():
+                self.table.weight.mul_(config.deviation)
             self.dropout = nn.Dropout(config.dropout)
 
         def forward(self, token_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

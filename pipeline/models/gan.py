@@ -1,8 +1,9 @@
 """A generative adversarial network in the manner of DCGAN (Radford et al. 2016).
 
 The generator makes a picture of latent numbers by transposed convolutions, each of which doubles its
-size; the discriminator halves it by convolutions and gives one logit: how real it looks. How many
-latent numbers there are, the task says (`task.latent`).
+size; the discriminator halves it by convolutions and gives one logit, how real it looks, and one for
+each latent number, which a task may have it guess. How many of them there are, the task says
+(`task.latent`).
 """
 
 from __future__ import annotations
@@ -68,7 +69,9 @@ def build(config: Config, features: tuple[int, ...], outputs: int) -> nn.Module:
     from torch import nn
 
     class Adversaries(nn.Module):
-        """`generator`: `[batch, latent]` -> logits like features; `discriminator`: -> `[batch, 1]`.
+        """`generator`: `[batch, latent]` -> logits like features.
+
+        `discriminator`: -> `[batch, 1 + latent]`: how real, and a guess at each latent number.
 
         `average` is a second generator, for the mean of the first over its last steps.
         """
@@ -77,7 +80,7 @@ def build(config: Config, features: tuple[int, ...], outputs: int) -> nn.Module:
             super().__init__()
             self.generator = _generator(config, features, outputs)
             self.average = copy.deepcopy(self.generator).requires_grad_(False)
-            self.discriminator = _discriminator(config, features)
+            self.discriminator = _discriminator(config, features, outputs)
 
         def forward(self, features: torch.Tensor) -> torch.Tensor:
             opinion: torch.Tensor = self.discriminator(features)
@@ -113,7 +116,7 @@ def _activated(config: Config, channels: int) -> list[nn.Module]:
     return [*normalised, activation(config.activation)]
 
 
-def _discriminator(config: Config, features: tuple[int, ...]) -> nn.Module:
+def _discriminator(config: Config, features: tuple[int, ...], latent: int) -> nn.Module:
     from torch import nn
     from torch.nn.utils.parametrizations import spectral_norm
 
@@ -129,7 +132,7 @@ def _discriminator(config: Config, features: tuple[int, ...]) -> nn.Module:
         if config.dropout:
             layers.append(nn.Dropout(config.dropout))
         channels, size = width, halved(size)
-    layers += [nn.Flatten(), nn.Linear(channels * prod(size), 1)]
+    layers += [nn.Flatten(), nn.Linear(channels * prod(size), 1 + latent)]
     whole = initialise(nn.Sequential(*layers), config.initialisation, "leaky_relu")
     if config.normalisation == "spectral":
         for layer in layers:

@@ -1,8 +1,9 @@
 """A recurrent network: an RNN, LSTM or GRU goes along the steps, and its states are pooled to one.
 
 Each of the `depth` layers reads the states of the one before it, in one direction or in two. What
-they say of the whole sequence is pooled: the last state, the mean of all, or a mean weighted by
-attention. A linear layer reads that. Steps that are not there change no state that is read.
+they say of the whole sequence is pooled: the last state, the mean of all, the largest value of each unit,
+or a mean weighted by attention. A linear layer reads that. Steps that are not there change no state that
+is read.
 """
 
 from __future__ import annotations
@@ -37,9 +38,10 @@ class Config(Section):
     depth: int = Field(1, ge=1, le=16, description="layers, one on the states of another")
     width: int = Field(128, ge=1, le=8192, description="units of each layer and direction")
     bidirectional: bool = Field(True, description="a second pass, from the end to the start")
-    pooling: Literal["last", "mean", "attention"] = Field(
+    pooling: Literal["last", "mean", "max", "attention"] = Field(
         "mean",
-        description="the states that are read: last of each pass, mean, or a learned weighted mean",
+        description="the states that are read: last of each pass, mean, largest of each unit, or a "
+        "learned weighted mean",
     )
     dropout: float = Field(
         0.0, ge=0, lt=1, description="share of each layer's states dropped while training"
@@ -49,6 +51,7 @@ class Config(Section):
 
 def build(config: Config, features: tuple[int, ...], outputs: int) -> nn.Module:
     """float32 `[batch, steps, channels]`, bool `[batch, steps]` -> float32 `[batch, outputs]`."""
+    import torch
     from torch import nn
 
     directions = 2 if config.bidirectional else 1
@@ -86,6 +89,10 @@ def build(config: Config, features: tuple[int, ...], outputs: int) -> nn.Module:
             """[batch, states]"""
             if config.pooling == "last":
                 return last
+            if config.pooling == "max":
+                # The first step stands for a row of nothing, as in `last`.
+                steps = torch.cat([steps[:, :1], steps + ABSENT * (1 - present)], 1)
+                return steps.amax(1)
             if self.attention is None:
                 return (steps * present).sum(1) / length[:, None].to(steps.dtype)
             weight = (self.attention(steps) * present + ABSENT * (1 - present)).softmax(1)

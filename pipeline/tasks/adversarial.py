@@ -1,9 +1,12 @@
 """Two players (Goodfellow et al. 2014): a generator of pictures, and a discriminator that doubts them.
 
 The discriminator learns to tell made pictures from real ones, the generator to have its own taken for
-real (the non-saturating loss). Neither's loss says how good the pictures are. So a small classifier
-of the training rows looks at them: `loss`, what curves and stopping look at, is the Frechet distance of
-its features between made and real pictures.
+real (the non-saturating loss). With labels, the generator is told which one to make, and the
+discriminator, which learns them of real pictures, must find it there (Odena et al. 2017).
+
+Neither's loss says how good the pictures are. So a small classifier of the training rows looks at them:
+`loss`, what curves and stopping look at, is the Frechet distance of its features between made and real
+pictures.
 """
 
 from __future__ import annotations
@@ -54,6 +57,11 @@ class Config(Section):
         lt=1,
         description="of the shipped generator, what each step keeps: a running mean; 0: the last one",
     )
+    labelled: bool = Field(
+        False,
+        description="whether a picture is made of a label too: of as many latent numbers as there are "
+        "labels, from the first on, the largest chooses it",
+    )
 
 
 class Task(Generative):
@@ -73,6 +81,14 @@ class Task(Generative):
     def __init__(self, config: Config, target: Target, inputs: tuple[Input, ...]) -> None:
         super().__init__(config, target, inputs)
         self.watched = ("recognised", "coverage") if target.kind == "class" else ()
+        if config.labelled and target.kind != "class":
+            raise ConfigError(f"task.labelled: the data's target is a {target.kind}, not a class")
+        self.labels = len(target.labels) if config.labelled else 0
+        if config.labelled and config.latent <= self.labels:
+            raise ConfigError(
+                f"task.latent: {config.latent}, of which the first {self.labels} choose the label; "
+                "take more"
+            )
 
     def players(self, network: nn.Module) -> dict[str, nn.Module]:
         """Each learns by its own turns."""
@@ -88,22 +104,38 @@ class Task(Generative):
 
         body = body_of(network)
 
-        def verdict(pictures: torch.Tensor, real: float) -> torch.Tensor:
-            """Cross-entropy of what the discriminator says with `real`, as it should be."""
-            told = network(pictures)
-            return functional.binary_cross_entropy_with_logits(told, torch.full_like(told, real))
+        def verdict(pictures: torch.Tensor, real: float, labels: Taught) -> torch.Tensor:
+            """Cross-entropy of what the discriminator says with `real` and labels, as it should be."""
+            told = network(pictures)  # [batch, 1 + latent]
+            apart = told[:, :1]
+            loss = functional.binary_cross_entropy_with_logits(apart, torch.full_like(apart, real))
+            for share, label in labels:
+                loss = loss + share * functional.cross_entropy(told[:, 1 : 1 + self.labels], label)
+            return loss
 
         # Drawn on the CPU: the same numbers on every device.
-        latent = torch.randn(len(raw[0]), self.outputs).to(raw[0].device)
+        latent = self._chosen(torch.randn(len(raw[0]), self.outputs).to(raw[0].device))
         # In the units of the raw ones: both go through the same frontend.
         made = FULL * image(body.generator(latent))
+        known = taught if self.labels else []
         yield (
             "discriminator",
-            verdict(raw[0], 1 - self.config.label_smoothing) + verdict(made.detach(), 0.0),
+            verdict(raw[0], 1 - self.config.label_smoothing, known)
+            + verdict(made.detach(), 0.0, []),
         )
+        wanted = [(1.0, latent[:, : self.labels].argmax(1))] if self.labels else []
         with _still(body.discriminator):
-            yield "generator", verdict(made, 1.0)
+            yield "generator", verdict(made, 1.0, wanted)
         _towards(body.average, body.generator, 1 - self.config.average)
+
+    def _chosen(self, latent: torch.Tensor) -> torch.Tensor:
+        """Latent numbers as the generator reads them: of those for labels, the largest is 1, others 0."""
+        import torch
+
+        if not self.labels:
+            return latent
+        first, rest = latent[:, : self.labels], latent[:, self.labels :]
+        return torch.cat([(first == first.amax(1, keepdim=True)).to(latent.dtype), rest], 1)
 
     def study(self, train: Rows) -> None:
         """Teach the classifier that judges."""
@@ -165,13 +197,15 @@ class Task(Generative):
         """The generator: latent numbers -> a picture."""
         from torch import nn
 
+        chosen = self._chosen
+
         class Generator(nn.Module):
             def __init__(self) -> None:
                 super().__init__()
                 self.generator = body_of(network).average
 
-            def forward(self, *asked: torch.Tensor) -> tuple[torch.Tensor]:
-                return (image(self.generator(*asked)),)
+            def forward(self, latent: torch.Tensor) -> tuple[torch.Tensor]:
+                return (image(self.generator(chosen(latent))),)
 
         return Generator().eval()
 

@@ -35,6 +35,7 @@ GAN: dict[str, Any] = {
     "train.optimiser": {"name": "adam", "beta1": 0.5},
     "metrics": ["distance", "recognised", "recognised_real", "coverage"],
 }
+LABELLED = GAN | {"task": {"name": "adversarial", "latent": 12, "labelled": True}}
 IMAGE = Input(name="image", dtype="uint8", shape=("batch", 8, 8, 1), units="grey level")
 
 
@@ -118,20 +119,45 @@ def test_two_players_go_on_where_they_were_interrupted(digits, tmp_path):
     assert again.progress.history == whole.progress.history
 
 
-def test_a_player_teaches_only_itself(digits):
+@pytest.mark.parametrize("settings", [GAN, LABELLED], ids=["plain", "labelled"])
+def test_a_player_teaches_only_itself(digits, settings):
     from stages import network as networks
 
-    chosen, manifest = experiment(GAN), prepared.read_manifest(digits)
+    chosen, manifest = experiment(settings), prepared.read_manifest(digits)
     network = networks.fresh(chosen, manifest)
-    raw = torch.from_numpy(prepared.read(digits, "train").take(slice(0, 8))["image"])
+    rows = prepared.read(digits, "train")
+    raw = torch.from_numpy(rows.take(slice(0, 8))["image"])
+    taught = [(1.0, torch.from_numpy(np.array(rows.target[:8])))]
     sides = {"generator": network.body.generator, "discriminator": network.body.discriminator}
-    for player, loss in task(GAN, digits).turns(network, [raw], []):
+    for player, loss in task(settings, digits).turns(network, [raw], taught):
         network.zero_grad(set_to_none=True)
         loss.backward()
         for name, side in sides.items():
             learns = [p.grad is not None for p in side.parameters()]
             assert all(learns) if name == player else not any(learns)
     assert all(p.requires_grad for side in sides.values() for p in side.parameters())
+
+
+def test_the_largest_number_chooses_the_label(digits):
+    from stages import network as networks
+
+    chosen, manifest = experiment(LABELLED), prepared.read_manifest(digits)
+    network, judged = networks.fresh(chosen, manifest), task(LABELLED, digits)
+    generator = judged.deployable(network)
+    asked = torch.zeros(3, 12)
+    asked[:, :2] = torch.tensor([[3, 1], [0.2, 0], [0, 0.2]])
+    made = generator(asked)[0]
+    assert torch.equal(made[0], made[1]) and not torch.equal(made[1], made[2])
+
+    rows, told = prepared.read(digits, "train"), []
+    raw = torch.from_numpy(rows.take(slice(0, 8))["image"])
+    for off in (0, 1):
+        torch.manual_seed(5)
+        labels = torch.from_numpy((np.array(rows.target[:8]) + off) % 10)
+        turns = judged.turns(network.eval(), [raw], [(1.0, labels)])
+        told.append([float(loss) for _, loss in turns])
+    # Only the discriminator is told of the labels of real pictures.
+    assert told[0][0] != told[1][0] and told[0][1] == told[1][1]
 
 
 def test_a_judge_knows_real_pictures_from_others_and_draws_nothing(digits):
@@ -198,6 +224,21 @@ def test_what_fits_nothing_is_refused(changes, told):
         experiment(changes)
 
 
+@pytest.mark.parametrize(
+    ("latent", "target", "told"),
+    [
+        (3, Target(kind="class", labels=tuple("abc")), r"task\.latent: 3, of which the first 3"),
+        (3, Target(kind="number"), r"task\.labelled: the data's target is a number, not a class"),
+    ],
+)
+def test_labels_that_cannot_be_chosen_are_refused(latent, target, told):
+    module = plugins.load("task", "adversarial", "task.name")
+    with pytest.raises(ConfigError, match=told):
+        module.Task(
+            module.Config(name="adversarial", latent=latent, labelled=True), target, (IMAGE,)
+        )
+
+
 def test_data_without_pictures_is_refused():
     module = plugins.load("task", "adversarial", "task.name")
     numbers = Input(name="numeric", dtype="float32", shape=("batch", 3), units="-")
@@ -209,7 +250,7 @@ SHIPPED = {
     "decoder": (VAE, ["latent"], ["image"]),
     "encoder": (VAE, ["image"], ["mean", "log_variance"]),
     "autoencoder": (VAE, ["image", "noise"], ["reconstruction", "mean", "log_variance"]),
-    "generator": (GAN, ["latent"], ["image"]),
+    "generator": (LABELLED, ["latent"], ["image"]),
 }
 
 

@@ -13,8 +13,9 @@ from pipeline.models import recurrent
 from serving.inference.runtime import open_session
 
 CELLS, CHANNELS, WIDTH = ("rnn", "lstm", "gru"), 3, 5
-EVERY = list(product(CELLS, (False, True), (1, 2)))
-"""Cell, whether in two directions, layers."""
+EVERY = [(*each, "last") for each in product(CELLS, (False, True), (1, 2))]
+EVERY += [("gru", True, 1, pooling) for pooling in ("mean", "max", "attention")]
+"""Cell, whether in two directions, layers, pooling."""
 
 
 class Side(nn.Module):
@@ -25,12 +26,12 @@ class Side(nn.Module):
         self.networks = nn.ModuleList(
             recurrent.build(
                 recurrent.Config(
-                    name="recurrent", cell=c, bidirectional=b, depth=d, width=WIDTH, pooling="last"
+                    name="recurrent", cell=c, bidirectional=b, depth=d, width=WIDTH, pooling=p
                 ),
                 (CHANNELS,),
                 2,
             )
-            for c, b, d in EVERY
+            for c, b, d, p in EVERY
         )
 
     def forward(self, *given: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -49,7 +50,7 @@ def test_every_cell_direction_and_depth_is_exported_as_it_was_trained():
         Input(name="steps", dtype="float32", shape=("batch", "steps", CHANNELS), units=""),
         Input(name="there", dtype="bool", shape=("batch", "steps"), units=""),
     ]
-    names = [f"{cell}-{two}-{depth}" for cell, two, depth in EVERY]
+    names = ["-".join(map(str, each)) for each in EVERY]
     outputs = [Output(name=n, dtype="float32", shape=("batch", 2), units="") for n in names]
     session = open_session(export.export(module, inputs, outputs, 20, {}))
     for lengths, steps in (([1], 1), ([4, 0, 9, 1], 9), ([5, 2], 30)):
@@ -81,3 +82,14 @@ def test_a_layer_answers_as_torch_does_with_packed_sequences(cell):
     wanted = nn.utils.rnn.pad_packed_sequence(out, True)[0]
     assert torch.allclose(states * there[:, :, None], wanted, atol=1e-6)
     assert torch.allclose(answered, last.transpose(0, 1).flatten(1), atol=1e-6)
+
+
+def test_the_largest_value_is_of_the_steps_that_are_there():
+    torch.manual_seed(0)
+    config = recurrent.Config(name="recurrent", width=WIDTH, pooling="max")
+    network = recurrent.build(config, (CHANNELS,), 2).eval()
+    steps, there = drawn([4], 4)
+    padded = torch.cat([steps, torch.full((1, 3, CHANNELS), 9.0)], 1)
+    states, _ = network.layers[0](steps, torch.tensor([4]))
+    assert torch.equal(network(steps, there), network.answer(states.amax(1)))
+    assert torch.allclose(network(padded, torch.arange(7)[None] < 4), network(steps, there))

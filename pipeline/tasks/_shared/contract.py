@@ -31,7 +31,7 @@ Body = Literal["answers", "autoencoder", "adversaries"]
                    `decode`, latent [batch, outputs] -> logits [batch, channels, height, width]
     adversaries    a module with `generator`, latent [batch, outputs] -> logits
                    [batch, channels, height, width], its like `average`, and `discriminator`,
-                   features -> [batch, 1]
+                   features -> [batch, 1 + outputs]: how real, and something of the latent numbers
 """
 
 
