@@ -204,8 +204,8 @@ class Task(Generative):
                 super().__init__()
                 self.generator = body_of(network).average
 
-            def forward(self, latent: torch.Tensor) -> tuple[torch.Tensor]:
-                return (image(self.generator(chosen(latent))),)
+            def forward(self, *asked: torch.Tensor) -> tuple[torch.Tensor]:
+                return (image(self.generator(chosen(*asked))),)
 
         return Generator().eval()
 

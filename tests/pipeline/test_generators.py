@@ -155,7 +155,7 @@ def test_the_largest_number_chooses_the_label(digits):
         torch.manual_seed(5)
         labels = torch.from_numpy((np.array(rows.target[:8]) + off) % 10)
         turns = judged.turns(network.eval(), [raw], [(1.0, labels)])
-        told.append([float(loss) for _, loss in turns])
+        told.append([loss.item() for _, loss in turns])
     # Only the discriminator is told of the labels of real pictures.
     assert told[0][0] != told[1][0] and told[0][1] == told[1][1]
 
