@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 from stages.entry import StageError
-
-LOCK = Path("dvc.lock")
-STAGES = ("prepare", "train", "evaluate", "export", "verify")
-"""What makes a state. `benchmark` depends on the machine, `track` on the state."""
+from stages.tracking.lock import LOCK, STAGES, entries
 
 
 def section(experiment: str, path: Path = LOCK) -> dict[str, dict[str, Any]]:
@@ -24,19 +20,17 @@ def section(experiment: str, path: Path = LOCK) -> dict[str, dict[str, Any]]:
         text = path.read_text()
     except OSError as error:
         raise StageError(f"{path}: {error.strerror}; `dvc repro` writes it") from None
-    # DVC writes the file, two spaces before a stage's name. Cut out what is ours, since parsing a
-    # lock of many experiments takes longer than all else that happens when nothing has changed.
-    entries = re.split(r"^  (?=\S)", text.partition("\nstages:\n")[2], flags=re.MULTILINE)
-    wanted = {f"{stage}@{experiment}": stage for stage in STAGES}
-    ours = [entry for entry in entries if entry.partition(":\n")[0] in wanted]
+    ours = entries(experiment, text)
     try:
-        parsed = YAML(typ="safe", pure=True).load("".join(f"  {entry}" for entry in ours)) or {}
+        parsed = (
+            YAML(typ="safe", pure=True).load("".join(f"  {entry}" for entry in ours.values())) or {}
+        )
     except YAMLError as error:
         raise StageError(f"{path}: not as DVC writes it: {' '.join(str(error).split())}") from None
-    for name in wanted:
-        if name not in parsed:
-            raise StageError(f"{path}: has no {name}; run `dvc repro`")
-    return {stage: parsed[name] for name, stage in wanted.items()}
+    for stage in STAGES:
+        if f"{stage}@{experiment}" not in parsed:
+            raise StageError(f"{path}: has no {stage}@{experiment}; run `dvc repro`")
+    return {stage: parsed[f"{stage}@{experiment}"] for stage in STAGES}
 
 
 def pipeline_key(stages: dict[str, dict[str, Any]]) -> str:

@@ -123,7 +123,7 @@ class State:
 
     def track(self, **env: str) -> subprocess.CompletedProcess[str]:
         """The track stage, in this process: waking MLflow each time takes longer than tracking."""
-        from stages.track import command
+        from stages.projecting import command
 
         return self.here(command, EXPERIMENT, **env)
 
