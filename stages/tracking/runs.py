@@ -24,8 +24,8 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run,
 
 from stages.tracking import model
 from stages.tracking.facts import Facts
+from stages.tracking.lock import LOCK
 from stages.tracking.server import Server
-from stages.tracking.state import LOCK
 
 STATE = "pipeline.state"
 KEY = "pipeline.key"
