@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import HERE, LONGEST
 from tests.project import QUICK, ROOT, Project
 from tests.serving.live import Live
 
@@ -133,6 +134,10 @@ def test_bench_page_commands_work(command: str, project: Project, server: Live) 
     command = command.replace("--seconds 10", "--seconds 0.3 --warm-up 0.1")
     done = project.run("bash", "-ec", command, PYTHONPATH=str(ROOT))
     assert "Traceback" not in done.stderr and "200: " in done.stdout
+
+
+def test_files_that_take_longest_are_there() -> None:
+    assert not [name for name in LONGEST if not (HERE / name).is_file()]
 
 
 def test_settings_reference_is_up_to_date() -> None:

@@ -141,15 +141,24 @@ def fitting(body: str) -> list[str]:
 
 
 def cases(name: str, settings: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Every task that fits the model, and every part it ships: one of them in all these settings."""
+    """Every task that fits the model, and every part it ships: one of them in all these settings.
+
+    A task is the same code for every model and setting: of the models that read and give alike, the
+    first exports every task and the others one; there, torch answers for the rest.
+    """
+    model = module("model", name)
+    alike = [
+        other
+        for other in fitting(plugins.gives(model))
+        if module("model", other).READS == model.READS
+    ]
     plain = [
-        {"task": task, "part": part, "model": settings[-1]}
+        {"task": task, "part": part, "model": settings[-1], "export": name == alike[0]}
         for task in plugins.names("task")
         if name in fitting(module("task", task).Task.body)
         for part in module("task", task).Task.parts or (None,)
     ]
-    # A task is the same code for every model and setting.
-    return [{**plain[0], "model": values} for values in settings] + plain[1:]
+    return [{**plain[0], "model": values, "export": True} for values in settings] + plain[1:]
 
 
 @pytest.mark.parametrize("name", plugins.names("model"))

@@ -1,16 +1,18 @@
 """One model in many settings and tasks, each built, taught two steps, exported and asked.
 
-`python -m tests.pipeline.parity MODEL` reads a JSON list of cases, `{"task", "part", "model"}` each,
-and prints, for each, the largest difference between ONNX Runtime's answers and torch's at 1, 7 and 64
-rows, by way of golden rows, as a share of the largest answer where that is above 1: of pictures, or
-of texts of three lengths for a model that reads sequences. There, rows of any length stand in one
-batch, one of nothing among them, and each must be answered as it is alone.
+`python -m tests.pipeline.parity MODEL` reads a JSON list of cases, each of them `{"task", "part",
+"model", "export"}`, and prints, for each, the largest difference between ONNX Runtime's answers and
+torch's at 1, 7 and 64 rows, by way of golden rows, as a share of the largest answer where that is
+above 1: of pictures, or of texts of three lengths for a model that reads sequences. There, rows of
+any length stand in one batch, one of nothing among them, and each must be answered as it is alone.
+A case without an export is built, taught and asked in torch alone.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -29,6 +31,7 @@ from pipeline.prepared import Rows
 from pipeline.statistics import Channel
 from pipeline.target import Target
 from serving.inference.runtime import open_session
+from tests.pipeline import exporter
 
 ROWS, LENGTHS = (1, 7, 64), (1, 9, 70)
 HEIGHT, WIDTH, CHANNELS, LABELS = 12, 10, 3, tuple("abcde")
@@ -75,6 +78,13 @@ TARGETS = {
 """By kind, what is taught: the target, and rows of it."""
 
 
+def asked_alone(
+    module: torch.nn.Module, names: tuple[str, ...], asked: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Torch's own answers."""
+    return predict(module, asked, names)
+
+
 def worst_difference(name: str, case: dict[str, Any]) -> float:
     torch.manual_seed(0)
     model = plugins.load("model", name, "model.name")
@@ -108,16 +118,19 @@ def worst_difference(name: str, case: dict[str, Any]) -> float:
 
     deployable, outputs = task.deployable(network), task.declared()
     names = tuple(output.name for output in outputs)
-    session = open_session(export.export(deployable, task.asked(), outputs, 20, {}))
+    if case["export"]:
+        answering = open_session(export.export(deployable, task.asked(), outputs, 20, {})).run
+    else:
+        answering = partial(asked_alone, deployable, names)
     worst = 0.0
     for rows, length in product(ROWS, lengths):
         raw = draw(rows, length).numpy()
         asked = dict(task.questions(Rows({declared.name: raw}, taught[:rows])).arrays)
         kept, expected = golden.unpack(golden.pack(asked, predict(deployable, asked, names)))
         assert all(np.array_equal(kept[each], asked[each]) for each in asked)
-        answers = [session.run(kept)]
+        answers = [answering(kept)]
         if model.READS == "sequence":
-            single = [session.run({declared.name: row}) for row in alone(raw)]
+            single = [answering({declared.name: row}) for row in alone(raw)]
             answers.append(
                 {output: np.concatenate([row[output] for row in single]) for output in names}
             )
@@ -131,5 +144,6 @@ def worst_difference(name: str, case: dict[str, Any]) -> float:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    exporter.once()
     for line in json.load(sys.stdin):
         print(worst_difference(sys.argv[1], line))

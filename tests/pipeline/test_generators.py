@@ -20,6 +20,7 @@ from pipeline.prepared import Rows
 from pipeline.target import Target
 from pipeline.tasks._shared.generative import latents
 from pipeline.tasks._shared.judge import Judge, distance
+from tests.pipeline import exporter
 from tests.pipeline.experiments import experiment, settings, train
 
 VAE: dict[str, Any] = {
@@ -257,6 +258,7 @@ SHIPPED = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """A project whose experiments are all of `SHIPPED`."""
+    exporter.once()
     path = tmp_path_factory.mktemp("generators")
     once = {"train.epochs": 1}
     experiments = {

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from ruamel.yaml import YAML
 
 from pipeline import cli
 from stages import budget
@@ -19,7 +18,7 @@ from stages.params import load
 from tests.pipeline import test_sounds as sounds
 from tests.pipeline.test_idx import write_set
 from tests.pipeline.test_pictures import classes, picture
-from tests.project import QUICK, ROOT, new_project
+from tests.project import QUICK, ROOT, Project, new_project
 
 
 @pytest.fixture
@@ -282,7 +281,9 @@ def test_a_table_that_is_asked_for_what_it_has_not(folder, options, told) -> Non
 
 
 @pytest.mark.slow
-def test_a_table_to_an_answer(tmp_path: Path) -> None:
+def test_a_table_to_an_answer(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every row of the test split as a file gets the answer that its prepared tensor got."""
     from safetensors.numpy import load_file
 
@@ -293,23 +294,23 @@ def test_a_table_to_an_answer(tmp_path: Path) -> None:
     from serving.inference import prediction
     from serving.inference.model import load as opened
 
-    project = new_project(tmp_path / "project", git=False)
-    table(project.folder / "flats.csv")
-    project.run(sys.executable, "-m", "pipeline.cli", "init", "flats.csv")
-    project.edit("flats", "train.epochs", 12)
+    monkeypatch.setenv("SLIPWAY_TRACKING", "off")
+    again = tmp_path_factory.mktemp("again")
+    table(folder / "flats.csv")
+    assert init("flats.csv").exit_code == 0
+    Project(folder).edit("flats", "train.epochs", 12)
     for stage in ("prepare", "train", "evaluate", "export", "verify", "benchmark"):
-        project.run(sys.executable, "-m", f"stages.{stage}", "flats")
-    data = project.folder / "build" / "flats" / "data"
-    config = tables.Config(
-        **YAML().load(project.folder / "params.yaml")["experiments"]["flats"]["data"]
-    )
-    raw = tables.load(config, project.folder)
-    test = prepared.prepare("table", raw, config.split, tmp_path / "again")[1]["test"]
+        done = CliRunner().invoke(import_module(f"stages.{stage}").command, ["flats"])
+        assert done.exit_code == 0, f"{done.output}\n{done.exception!r}"
+    data = folder / "build" / "flats" / "data"
+    config = tables.Config(**added("flats")["data"])
+    raw = tables.load(config, folder)
+    test = prepared.prepare("table", raw, config.split, again)[1]["test"]
     assert prepared.digest(prepared.read_manifest(data)) == prepared.digest(
-        prepared.read_manifest(tmp_path / "again")
+        prepared.read_manifest(again)
     )
-    expected = load_file(project.folder / "build" / "flats" / "answers.safetensors")["prediction"]
-    bundle = read(project.folder / "bundles" / "flats")
+    expected = load_file(folder / "build" / "flats" / "answers.safetensors")["prediction"]
+    bundle = read(folder / "bundles" / "flats")
     model = opened(bundle, Settings())
     output, told = prediction.answering(bundle.manifest), []
     for row in test:
@@ -317,20 +318,20 @@ def test_a_table_to_an_answer(tmp_path: Path) -> None:
         asked = prediction.row(bundle.manifest, bundle.contents, payload, invert=False)
         told.append(prediction.reading(output, model.session.run(asked)).prediction)
     np.testing.assert_allclose(told, expected, rtol=1e-6)
-    report = json.loads((project.folder / "reports" / "flats" / "metrics.json").read_text())
+    report = json.loads((folder / "reports" / "flats" / "metrics.json").read_text())
     low, high = report["intervals"]["r2"]
     assert low < report["test"]["r2"] < high and report["interval"] == f"r2 {low:g} to {high:g}"
     assert (
         f"| r2 | {report['test']['r2']:.6g} | {low:g} to {high:g} |"
         in bundle.contents["card.md"].decode()
     )
-    shown = project.run(sys.executable, "-m", "pipeline.cli", "summary").stdout
+    shown = CliRunner().invoke(cli.main, ["summary"]).output
     assert "  test r2 " in shown and "rmse" in shown and "predict flats reports/flats/sam" in shown
-    assert (project.folder / "reports" / "flats" / "pictures" / "residuals.png").is_file()
+    assert (folder / "reports" / "flats" / "pictures" / "residuals.png").is_file()
 
 
 @pytest.mark.slow
-def test_a_folder_to_an_answer(tmp_path: Path) -> None:
+def test_a_folder_to_an_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`slipway init FOLDER`, `dvc repro`, and the file that was put in asks the bundle."""
     from PIL import Image
 
@@ -346,7 +347,8 @@ def test_a_folder_to_an_answer(tmp_path: Path) -> None:
             size = (random.integers(20, 60), random.integers(20, 60), 3)
             levels = np.clip(random.normal(colour, 25, size), 0, 255).astype(np.uint8)
             Image.fromarray(levels).save(project.folder / "colours" / label / f"{number}.jpg")
-    project.run("slipway", "init", "colours", PYTHONPATH=str(project.folder))
+    monkeypatch.chdir(project.folder)
+    assert init("colours").exit_code == 0
     project.edit("colours", "train.epochs", 12)
     project.repro("track@colours", PYTHONPATH=str(project.folder))
     samples = sorted((project.folder / "reports" / "colours" / "samples").iterdir())
@@ -354,11 +356,9 @@ def test_a_folder_to_an_answer(tmp_path: Path) -> None:
     originals = [path.read_bytes() for path in (project.folder / "colours").rglob("*.jpg")]
     for path in samples:
         assert path.read_bytes() in originals
-        done = project.run(
-            "slipway", "predict", "colours", str(path), PYTHONPATH=str(project.folder)
-        )
+        done = CliRunner().invoke(cli.main, ["predict", "colours", str(path)])
         assert path.stem in done.stdout.splitlines()[0]
-    told = project.run("slipway", "summary", "colours", PYTHONPATH=str(project.folder)).stdout
+    told = CliRunner().invoke(cli.main, ["summary", "colours"]).stdout
     assert "slipway predict colours reports/colours/samples/blue.jpg" in told
     assert "test rows: one row is" in told and QUICK not in told
     assert QUICK in (project.folder / "params.yaml").read_text()

@@ -9,6 +9,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,46 @@ from tests.project import QUICK, Project, new_project
 
 pytestmark = pytest.mark.slow
 
+NOBODY = "http://127.0.0.1:9"
+"""A tracking server that is down."""
+
 
 @pytest.fixture
 def project(finished: Project, tmp_path: Path) -> Project:
     return finished.copy(tmp_path / "project")
+
+
+@dataclass(frozen=True)
+class Retrained:
+    """A project, and what its latest training told."""
+
+    project: Project
+    output: str
+
+
+@pytest.fixture(scope="module")
+def retrained(finished: Project, tmp_path_factory: pytest.TempPathFactory) -> Retrained:
+    """Another learning rate, trained and committed while no tracking server answered, tracked later.
+
+    Tests copy it; none changes it.
+    """
+    project = finished.copy(tmp_path_factory.mktemp("retrained") / "project")
+    project.edit(QUICK, "train.lr", 0.01)
+    output = project.repro(MLFLOW_TRACKING_URI=NOBODY)
+    assert len(runs(project)) == 1
+    project.repro()
+    project.commit("another learning rate")
+    return Retrained(project, output)
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The same project run from nothing without git, in another folder under another name."""
+    folder = tmp_path_factory.mktemp("elsewhere") / "under another name"
+    project = new_project(folder, git=False)
+    project.run("dvc", "config", "--local", "core.no_scm", "true")
+    project.repro()
+    return project
 
 
 def ran(output: str) -> set[str]:
@@ -71,6 +108,7 @@ def test_first_run_leaves_bundle_reports_and_one_run(finished: Project) -> None:
 def test_second_run_only_tracks_and_wakes_neither_torch_nor_mlflow(project: Project) -> None:
     assert ran(project.repro()) == {"track"}
     assert len(runs(project)) == 1
+    assert project.git("status", "--porcelain") == ""
     told = project.run(sys.executable, "-X", "importtime", "-m", "stages.track", QUICK).stderr
     woken = {line.rpartition("|")[2].strip() for line in told.splitlines()}
     assert "stages.tracking.unchanged" in woken
@@ -87,25 +125,25 @@ def test_another_metric_evaluates_again_without_training(project: Project) -> No
     assert {points(project, run["id"], "train_loss") for run in found} == {3}
 
 
-def test_learning_rate_there_and_back_restores_from_the_cache(project: Project) -> None:
-    before = (project.folder / "dvc.lock").read_bytes()
-    first = {run["id"] for run in runs(project)}
-    project.edit(QUICK, "train.lr", 0.01)
-    assert "train" in ran(project.repro())
-    assert len(runs(project)) == 2
+def test_learning_rate_there_and_back_restores_from_the_cache(
+    finished: Project, retrained: Retrained, tmp_path: Path
+) -> None:
+    assert "train" in ran(retrained.output)
+    project = retrained.project.copy(tmp_path / "project")
+    before = runs(project)
+    assert len(before) == 2 and runs(finished)[0]["id"] in {run["id"] for run in before}
     project.edit(QUICK, "train.lr", 0.002)
     assert not ran(project.repro()) & {"prepare", "train", "evaluate", "export", "verify"}
-    assert (project.folder / "dvc.lock").read_bytes() == before
-    assert len(runs(project)) == 2 and first <= {run["id"] for run in runs(project)}
+    assert (project.folder / "dvc.lock").read_bytes() == (finished.folder / "dvc.lock").read_bytes()
+    assert runs(project) == before
 
 
-def test_an_old_commit_finds_its_old_run(project: Project) -> None:
-    old = project.git("rev-parse", "HEAD")
-    (first,) = runs(project)
-    project.edit(QUICK, "train.epochs", 2)
-    project.repro()
-    project.commit("fewer epochs")
-    project.git("checkout", "-q", old)
+def test_an_old_commit_finds_its_old_run(
+    finished: Project, retrained: Retrained, tmp_path: Path
+) -> None:
+    project = retrained.project.copy(tmp_path / "project")
+    (first,) = runs(finished)
+    project.git("checkout", "-q", "HEAD~1")
     project.run("dvc", "checkout", "-q")
     assert ran(project.repro()) <= {"track", "benchmark"}
     assert len(runs(project)) == 2
@@ -114,16 +152,16 @@ def test_an_old_commit_finds_its_old_run(project: Project) -> None:
 
 
 def test_an_experiment_run_is_tracked_under_its_name(project: Project) -> None:
-    change = f"experiments.{QUICK}.train.epochs=2"
-    project.run("dvc", "exp", "run", "-n", "shorter", "-S", change)
+    change = f"experiments.{QUICK}.export.golden_rows=12"
+    project.run("dvc", "exp", "run", "-n", "fewer", "-S", change)
     found = {run["name"]: run for run in runs(project)}
-    assert len(found) == 2 and any("shorter" in name for name in found)
+    assert len(found) == 2 and any("fewer" in name for name in found)
 
 
 def test_queued_experiments_share_the_projects_database(project: Project) -> None:
-    for epochs in (1, 2):
-        change = f"experiments.{QUICK}.train.epochs={epochs}"
-        project.run("dvc", "exp", "run", "--queue", "-n", f"queued-{epochs}", "-S", change)
+    for name, change in (("train", "train.epochs=1"), ("export", "export.golden_rows=8")):
+        changed = f"experiments.{QUICK}.{change}"
+        project.run("dvc", "exp", "run", "--queue", "-n", f"queued-{name}", "-S", changed)
     project.run("dvc", "exp", "run", "--run-all")
     names = {run["name"] for run in runs(project)}
     assert len(names) == 3 and sum("queued-" in name for name in names) == 2
@@ -136,7 +174,7 @@ def test_a_dead_server_costs_a_warning_and_is_filled_in_later(
     for leftover in project.folder.glob("mlflow.db*"):
         leftover.unlink()
     shutil.rmtree(project.folder / ".dvc" / "tmp" / "track", ignore_errors=True)
-    output = project.repro(MLFLOW_TRACKING_URI="http://127.0.0.1:9")
+    output = project.repro(MLFLOW_TRACKING_URI=NOBODY)
     assert ran(output) == {"track"} and "127.0.0.1:9" in output
     assert not (project.folder / "mlflow.db").exists()
     assert ran(project.repro()) == {"track"}
@@ -144,20 +182,26 @@ def test_a_dead_server_costs_a_warning_and_is_filled_in_later(
     assert points(project, run["id"], "train_loss") == 3
 
 
-def test_training_survives_a_dead_server(project: Project) -> None:
-    project.edit(QUICK, "train.epochs", 2)
-    output = project.repro(MLFLOW_TRACKING_URI="http://127.0.0.1:9")
-    assert {"train", "verify", "track"} <= ran(output)
-    assert (project.folder / "bundles" / QUICK / "manifest.json").is_file()
+def test_training_survives_a_dead_server(retrained: Retrained) -> None:
+    assert {"train", "verify", "track"} <= ran(retrained.output)
+    assert f"not tracked: {NOBODY}" in retrained.output
+    assert (retrained.project.folder / "bundles" / QUICK / "manifest.json").is_file()
+    assert {
+        points(retrained.project, run["id"], "train_loss") for run in runs(retrained.project)
+    } == {3}
 
 
-def test_two_clones_in_two_folders_write_the_same_lock(finished: Project, tmp_path: Path) -> None:
-    clone = Project(tmp_path / "elsewhere" / "under another name")
-    finished.run("git", "clone", "-q", str(finished.folder), str(clone.folder))
-    clone.repro("-f")
-    assert (clone.folder / "dvc.lock").read_bytes() == (finished.folder / "dvc.lock").read_bytes()
-    assert bundle_digest(clone) == bundle_digest(finished)
-    assert clone.git("status", "--porcelain") == ""
+def test_works_without_git(elsewhere: Project) -> None:
+    (run,) = runs(elsewhere)
+    assert run["bundle"] == bundle_digest(elsewhere)
+
+
+def test_two_folders_hold_the_same_lock_and_reports(finished: Project, elsewhere: Project) -> None:
+    kept = finished.git("ls-files", "-z").strip("\0").split("\0")
+    assert {"dvc.lock", f"reports/{QUICK}/metrics.json"} <= set(kept)
+    for name in kept:
+        assert (elsewhere.folder / name).read_bytes() == (finished.folder / name).read_bytes(), name
+    assert bundle_digest(elsewhere) == bundle_digest(finished)
 
 
 def test_a_fresh_clone_fills_a_new_server_from_files_alone(
@@ -175,13 +219,6 @@ def test_a_fresh_clone_fills_a_new_server_from_files_alone(
     assert not ran(clone.repro()) & {"prepare", "train", "evaluate", "export", "verify"}
     (run,) = runs(clone)
     assert points(clone, run["id"], "train_loss") == 3 and run["bundle"] == bundle_digest(finished)
-
-
-def test_works_without_git(tmp_path: Path) -> None:
-    project = new_project(tmp_path / "tarball", git=False)
-    project.run("dvc", "config", "--local", "core.no_scm", "true")
-    project.repro()
-    assert len(runs(project)) == 1
 
 
 def test_a_failed_proof_leaves_no_bundle(project: Project) -> None:

@@ -9,9 +9,12 @@ import socket
 import urllib.request
 from pathlib import Path
 
+import click
 import mlflow
 import pytest
 
+from stages.tracking import server, view
+from stages.tracking.address import address, locked
 from tests.stages.states import State, new_state
 
 pytestmark = pytest.mark.slow
@@ -39,10 +42,17 @@ def opened(state: State) -> tuple[str, dict[str, str]]:
     return found[2], {tag["key"]: tag["value"] for tag in tags}
 
 
+@click.command
+def shared() -> None:
+    """The part of the address that names the columns shown."""
+    where = address()
+    with locked(where):
+        print(repr(view.share(server.connect(where))))
+
+
 def test_the_page_shows_results_beside_settings(tmp_path: Path) -> None:
     state = new_state(tmp_path / "project")
-    query, tags = opened(state)
-    assert "viewStateShareKey" not in query, "there are no results yet"
+    assert state.here(shared).stdout == "''\n", "there are no results yet"
     reports = state.folder / "reports" / "digits-mlp" / "metrics.json"
     reports.write_text(json.dumps({"test": {"macro_f1": 0.8, "accuracy": 0.9}}))
     assert state.track().returncode == 0
