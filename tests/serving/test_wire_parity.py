@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import grpc
@@ -26,6 +27,7 @@ from tests.serving.rpc_client import outputs as rpc_outputs
 FINITE = {"allow_nan": False, "allow_infinity": False, "allow_subnormal": False}
 
 
+@cache
 def arrays(dtype: str) -> st.SearchStrategy[np.ndarray]:
     """[1 to 3, 2, 2] of any values of a type, its limits among them."""
     elements = hnp.from_dtype(np.dtype(dtype), **(FINITE if "float" in dtype else {}))

@@ -130,12 +130,12 @@ def test_learning_rate_there_and_back_restores_from_the_cache(
 ) -> None:
     assert "train" in ran(retrained.output)
     project = retrained.project.copy(tmp_path / "project")
-    before = runs(project)
-    assert len(before) == 2 and runs(finished)[0]["id"] in {run["id"] for run in before}
+    before = {run["id"] for run in runs(project)}
+    assert len(before) == 2 and runs(finished)[0]["id"] in before
     project.edit(QUICK, "train.lr", 0.002)
     assert not ran(project.repro()) & {"prepare", "train", "evaluate", "export", "verify"}
     assert (project.folder / "dvc.lock").read_bytes() == (finished.folder / "dvc.lock").read_bytes()
-    assert runs(project) == before
+    assert {run["id"] for run in runs(project)} == before
 
 
 def test_an_old_commit_finds_its_old_run(
@@ -200,6 +200,8 @@ def test_two_folders_hold_the_same_lock_and_reports(finished: Project, elsewhere
     kept = finished.git("ls-files", "-z").strip("\0").split("\0")
     assert {"dvc.lock", f"reports/{QUICK}/metrics.json"} <= set(kept)
     for name in kept:
+        if name.endswith(f"{QUICK}/.gitignore"):  # which DVC writes for git alone
+            continue
         assert (elsewhere.folder / name).read_bytes() == (finished.folder / name).read_bytes(), name
     assert bundle_digest(elsewhere) == bundle_digest(finished)
 
