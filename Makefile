@@ -40,7 +40,7 @@ export ORT_DISABLE_TELEMETRY := 1
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-fast test-cuda faults lint format serve ui bench conformance bench-recipes bench-serving bench-cuda fuzz-openapi lock clean distclean
+.PHONY: help setup run test test-fast test-cuda faults exports lint format serve ui bench conformance bench-recipes bench-serving bench-cuda fuzz-openapi lock clean distclean
 
 help: ## list the chores
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -61,6 +61,9 @@ test-fast: $(STAMP) ## run the tests that take no more than a moment
 
 faults: $(STAMP) ## kill workers and stop servers under load, at length: KILLS=200 STOPS=100
 	@SLIPWAY_KILLS=$(KILLS) SLIPWAY_STOPS=$(STOPS) $(BIN)/python -m pytest -s -q tests/serving/test_faults.py
+
+exports: $(STAMP) ## export every model in every choice and task, and hold it against torch
+	@SLIPWAY_EVERY_EXPORT=1 $(BIN)/python -m pytest -o timeout=7200 $(PARALLEL) tests/test_plugins.py $(ARGS)
 
 lint: $(STAMP) ## check style and types
 	@$(BIN)/ruff check .

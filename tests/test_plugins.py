@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,9 @@ PARITY = 1e-5
 SHAPES = {"vector": (64,), "grid": (1, 8, 8), "sequence": (8,)}
 SMALL = {"width": 8, "heads": 2, "longest": 20}
 """Settings that make any model small, where it has them."""
+
+EVERY_EXPORT = bool(os.environ.get("SLIPWAY_EVERY_EXPORT"))
+"""Export every model in every choice and task, rather than each choice and each task somewhere."""
 
 
 def module(kind: str, name: str) -> ModuleType:
@@ -144,7 +148,8 @@ def cases(name: str, settings: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Every task that fits the model, and every part it ships: one of them in all these settings.
 
     A task is the same code for every model and setting: of the models that read and give alike, the
-    first exports every task and the others one; there, torch answers for the rest.
+    first exports every task and the others one; there, torch answers for the rest. With `make
+    exports`, all are exported.
     """
     model = module("model", name)
     alike = [
@@ -153,7 +158,12 @@ def cases(name: str, settings: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if module("model", other).READS == model.READS
     ]
     plain = [
-        {"task": task, "part": part, "model": settings[-1], "export": name == alike[0]}
+        {
+            "task": task,
+            "part": part,
+            "model": settings[-1],
+            "export": EVERY_EXPORT or name == alike[0],
+        }
         for task in plugins.names("task")
         if name in fitting(module("task", task).Task.body)
         for part in module("task", task).Task.parts or (None,)
@@ -164,11 +174,11 @@ def cases(name: str, settings: list[dict[str, Any]]) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("name", plugins.names("model"))
 def test_a_model_learns_and_its_export_answers_as_torch_does(name):
     # An activation is the same code in every model: one tries them all.
-    every = name == "mlp"
+    every = name == "mlp" or EVERY_EXPORT
     few = 3 if module("model", name).READS == "sequence" else 2
     settings = variants(module("model", name).Config, most=99 if every else few)
     assert len(settings) > 2
-    if every:
+    if name == "mlp":
         assert {values.get("activation") for values in settings} >= set(get_args(Activation))
     settings = cases(name, settings)
     done = subprocess.run(
