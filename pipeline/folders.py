@@ -14,6 +14,7 @@ import csv
 import io
 import os
 import re
+import stat
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -149,7 +150,10 @@ class Source:
 
     def _from_folder(self, place: str) -> bytes:
         path = self.path / place
-        _check_size(path.stat().st_size)
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):  # a device or a pipe never ends
+            raise OSError("no regular file")
+        _check_size(found.st_size)
         return path.read_bytes()
 
 
@@ -359,9 +363,7 @@ def _of_folder(path: Path) -> Source:
     def walk(place: str, depth: int) -> None:
         folders, files = [], []
         for entry in os.scandir(path / place):
-            # A class may be a link; deeper ones could lead round in a circle.
-            is_folder = entry.is_dir(follow_symlinks=depth < 2)
-            if not is_folder:
+            if not _is_folder(entry, depth):
                 files.append(entry.name)
             elif _passed_over(entry.name):
                 found.aside[place] += 1
@@ -376,6 +378,14 @@ def _of_folder(path: Path) -> Source:
     return found
 
 
+def _is_folder(entry: os.DirEntry[str], depth: int) -> bool:
+    """Whether to look into it: a class may be a link, and deeper ones could lead round in a circle."""
+    try:
+        return entry.is_dir(follow_symlinks=depth < 2)
+    except OSError:  # a link to itself
+        return False
+
+
 def _of_archive(path: Path) -> Source:
     found = Source(path, {"": []}, {"": []})
     try:
@@ -385,9 +395,16 @@ def _of_archive(path: Path) -> Source:
         raise DataError(
             f"{path}: not a plain tar archive ({error}); decompress it (gunzip), or unpack it"
         ) from error
+    outside = [
+        f"{place}: leads out of the archive"
+        for place in places
+        if place.startswith("/") or ".." in PurePosixPath(place).parts
+    ]
+    if outside:
+        raise listed(outside, f"{path}: members that belong nowhere in it; pack it anew")
     for place in dict.fromkeys(places):
         steps = PurePosixPath(place).parts
-        if not any(step == ".." or _passed_over(step) for step in steps[:-1]):
+        if not any(_passed_over(step) for step in steps[:-1]):
             for depth in range(1, len(steps)):
                 outer, inner = "/".join(steps[: depth - 1]), "/".join(steps[:depth])
                 if inner not in found.folders:

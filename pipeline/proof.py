@@ -22,8 +22,8 @@ GOLDEN_SLACK = 10
 BEYOND = 1e30
 """What a certificate that fails anyway says for a difference without end."""
 
-BATCH_SIZES = (64, 1)
-"""The whole split is run in the first size, its start (one batch of the first) in the second."""
+BATCH_SIZES = (64, 7, 1)
+"""The whole split is run in the first size, its start (one batch of the first) in the others."""
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,10 @@ STRATA = 10
 """Parts of equal size, by their order, in which numbers are dealt."""
 
 
+LEAST = 10
+"""Rows of such a part at least: of fewer, a tenth to validate by would be none."""
+
+
 class Target(Section):
     """The target of a prepared data set."""
 
@@ -76,7 +80,8 @@ def strata(target: np.ndarray) -> np.ndarray:
     if kind == "tags":
         return np.unique(target, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
     order = np.argsort(np.argsort(target, kind="stable"), kind="stable")
-    return order * min(STRATA, len(order)) // max(1, len(order))
+    parts = max(1, min(STRATA, len(order) // LEAST))
+    return order * parts // max(1, len(order))
 
 
 def counts(target: np.ndarray, labels: tuple[str, ...]) -> tuple[int, ...]:
@@ -137,7 +142,11 @@ def check(raw: RawData) -> None:
 
 
 def check_present(part: str, target: np.ndarray, labels: tuple[str, ...]) -> None:
-    """Raise `DataError` for labels that no row of a part has."""
+    """Raise `DataError` for labels that no row of a part has, and for a part without any row."""
+    if not len(target) and not labels:
+        raise DataError(
+            f"there is no row for the {part} data; add rows, or change the split's shares"
+        )
     empty = [label for label, rows in zip(labels, counts(target, labels), strict=True) if not rows]
     if labels and empty:
         raise DataError(

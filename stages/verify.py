@@ -9,6 +9,8 @@ from stages.layout import Layout, write_atomically
 from stages.params import Experiment
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import numpy as np
     from onnx import ModelProto
 
@@ -41,7 +43,7 @@ def command(experiment: Experiment, layout: Layout) -> None:
     model = onnx.load_from_string(graph)
     reference = _answers_of(layout, model)
     answers = evaluate.answers(session.run, rows, batch=proof.BATCH_SIZES[0])
-    _compare_single_rows(session, rows, answers, reference)
+    _compare_other_batches(session, rows, answers, reference)
 
     scores = tuple(
         task.scores(side, np.asarray(rows.target), experiment.metrics)
@@ -118,34 +120,61 @@ def _answers_of(layout: Layout, model: ModelProto) -> dict[str, np.ndarray]:
     return load_file(layout.answers)
 
 
-def _compare_single_rows(
+def _compare_other_batches(
     session: Session,
     rows: Rows,
     answers: dict[str, np.ndarray],
     reference: dict[str, np.ndarray],
 ) -> None:
-    """The start of the split again, a row at a time; put in place of the batched answers if worse.
+    """The start of the split again, otherwise batched; put in place of the answers where it is worse.
 
-    A graph whose batch axis was frozen, or that mixes rows, answers single rows differently.
+    A graph whose batch or length was frozen, that mixes rows or reads padding, answers otherwise then.
     """
     import numpy as np
 
     from pipeline import proof
 
     first = min(len(rows), proof.BATCH_SIZES[0])
-    single = [session.run(rows.take(slice(row, row + 1))) for row in range(first)]
-    for name, batched in answers.items():
-        alone = np.concatenate([answer[name] for answer in single])
-        expected = reference[name][:first]
-        if batched.shape != reference[name].shape or alone.shape != expected.shape:
-            raise StageError(
-                f"{name}: the export answers {list(alone.shape)} to {first} single rows and "
-                f"{list(batched.shape)} to {len(rows)} in batches, expected {list(expected.shape)} and "
-                f"{list(reference[name].shape)}; no bundle was written"
-            )
-        # Not `>`: that would pass over single rows answered with NaN.
-        worse = ~(np.abs(alone - expected) <= np.abs(batched[:first] - expected))
-        batched[:first][worse] = alone[worse]
+    for what, asked in _otherwise(rows, first).items():
+        parts = [session.run(batch) for batch in asked]
+        for name, batched in answers.items():
+            again = np.concatenate([answer[name] for answer in parts])
+            expected = reference[name][:first]
+            if batched.shape != reference[name].shape or again.shape != expected.shape:
+                raise StageError(
+                    f"{name}: the export answers {list(again.shape)} to {first} {what} and "
+                    f"{list(batched.shape)} to {len(rows)} in batches, expected {list(expected.shape)} and "
+                    f"{list(reference[name].shape)}; no bundle was written"
+                )
+            # Not `>`: that would pass over rows answered with NaN.
+            worse = ~(np.abs(again - expected) <= np.abs(batched[:first] - expected))
+            batched[:first][worse] = again[worse]
+
+
+def _otherwise(rows: Rows, first: int) -> dict[str, Iterator[dict[str, np.ndarray]]]:
+    """The first rows in each smaller batch size, by what a message calls them.
+
+    A row is as long as the longest of its batch, so where length is free these are lengths too: of 64
+    rows, of seven, a row's own. The last is the split's, beyond what any batch of these may have.
+    """
+    import numpy as np
+
+    from pipeline import proof
+
+    def batches(size: int) -> Iterator[dict[str, np.ndarray]]:
+        return (
+            rows.take(slice(start, min(start + size, first))) for start in range(0, first, size)
+        )
+
+    sizes = proof.BATCH_SIZES[1:]
+    found = {f"rows in batches of {size}" if size > 1 else "single rows": size for size in sizes}
+    asked = {what: batches(size) for what, size in found.items()}
+    if rows.padding:
+        asked["rows of full length"] = (
+            {name: np.array(array[row : row + 1]) for name, array in rows.arrays.items()}
+            for row in range(first)
+        )
+    return asked
 
 
 if __name__ == "__main__":

@@ -136,6 +136,11 @@ def load(config: Config, root: Path) -> RawData:
 def taught(table: Table, config: Config) -> tuple[np.ndarray, tuple[str, ...]]:
     """(target, labels): classes, numbers without labels, or tags. Raises `DataError`."""
     columns = [_there(table, name) for name in config.targets]
+    for column in columns:
+        if column.unread:
+            raise DataError(
+                f"{table.path}: {column.name}: {column.unread}; a target is a number or a class"
+            )
     missing = [
         f"{table.row(row)}: no {column.name}"
         for column in columns

@@ -135,6 +135,9 @@ def read(path: Path, config: Config) -> Table:
     if len(rows) < 2:
         raise DataError(f"{path}: expected a first row that names the columns, and rows below it")
     columns = tuple(name.strip() for name in rows[0])
+    twice = [name for name in dict.fromkeys(columns) if name and columns.count(name) > 1]
+    if twice:
+        raise DataError(f"{path}: columns named twice: {', '.join(map(repr, twice))}; rename one")
     wrong = [
         f"line {line}: {len(row)} columns"
         for row, line in zip(rows[1:], lines[1:], strict=True)

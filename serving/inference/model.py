@@ -193,6 +193,7 @@ def load(
     deadline = time.monotonic() + limits.load_seconds if limits.load_seconds else None
     variant = admitted(bundle, settings.variant)
     payload = bundle.contents[variant.file]
+    prediction.check(bundle.manifest, bundle.contents)
     try:
         graph.check(payload, bundle.manifest, variant, settings.graph)
         with cell.opening():

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from pipeline.bundle import decode as registry
-from pipeline.bundle.decode import Decoder, DecoderMissing, decode
+from pipeline.bundle.decode import DecodeError, Decoder, DecoderMissing, decode
 from pipeline.bundle.manifest import Manifest, Output
-from serving.errors import BackendFailure, Unsupported
+from serving.errors import BackendFailure, ModelRefused, Unsupported
 from serving.protocol import Reading
 
 Arrays = dict[str, np.ndarray]
@@ -27,6 +27,22 @@ def needed(manifest: Manifest, contents: Mapping[str, bytes]) -> dict[str, bytes
     """Of a bundle's files, those that its decoders read."""
     names = {n for i in manifest.inputs if i.decoder is not None for n in i.decoder.reads}
     return {name: contents[name] for name in sorted(names)}
+
+
+def check(manifest: Manifest, contents: Mapping[str, bytes]) -> None:
+    """Raise `ModelRefused` for files that decoders read and are damaged or another model's.
+
+    Where a decoder's library is not installed, the model answers tensors all the same.
+    """
+    files = needed(manifest, contents)
+    for declared in manifest.inputs:
+        try:
+            if declared.decoder is not None:
+                registry.check(declared.decoder, files)
+        except DecodeError as error:
+            raise ModelRefused(f"input {declared.name!r}: {error}") from error
+        except DecoderMissing:
+            continue
 
 
 def row(manifest: Manifest, files: Mapping[str, bytes], payload: bytes, *, invert: bool) -> Arrays:

@@ -18,7 +18,7 @@ from pipeline import export, prepared, proof
 from pipeline.bundle import golden
 from pipeline.bundle.manifest import read, sha256
 from pipeline.metrics import METRICS
-from stages.verify import command
+from stages.verify import _otherwise, command
 from tests.pipeline.experiments import NAME, settings
 
 NAMES = ("accuracy", "log_loss", "calibration_error")
@@ -150,12 +150,13 @@ def project(folder: Path, digits: Path, trick: str) -> Path:
         helper.make_node("Reshape", ["floats", "flat"], ["pixels"]),
         helper.make_node("MatMul", ["pixels", "weights"], ["plain"]),
         constant(["nan"], value_float=float("nan")),
-        constant(["one"], value_ints=[1]),
+        constant(["one"], value_ints=[7 if trick == "nan for seven rows" else 1]),
         helper.make_node("Shape", ["image"], ["rows"], start=0, end=1),
         helper.make_node("Equal", ["rows", "one"], ["alone"]),
         {
             "none": helper.make_node("Identity", ["plain"], ["logits"]),
             "nan for single rows": helper.make_node("Where", ["alone", "nan", "plain"], ["logits"]),
+            "nan for seven rows": helper.make_node("Where", ["alone", "nan", "plain"], ["logits"]),
             "one answer for all": helper.make_node("ReduceMax", ["plain"], ["logits"], axes=[0]),
             "another answer": helper.make_node("Neg", ["plain"], ["logits"]),
         }[trick],
@@ -211,7 +212,11 @@ def test_a_proven_export_becomes_a_bundle(tmp_path, digits, monkeypatch):
     ("trick", "why"),
     [
         ("nan for single rows", "largest difference of logits: measured 1e+30"),
-        ("one answer for all", "logits: the export answers [64, 10] to 64 single rows and [6, 10]"),
+        ("nan for seven rows", "largest difference of logits: measured 1e+30"),
+        (
+            "one answer for all",
+            "the export answers [10, 10] to 64 rows in batches of 7 and [6, 10]",
+        ),
         ("another answer", "argmax agreement outside ties: measured 0"),
     ],
 )
@@ -250,3 +255,14 @@ def test_files_that_do_not_belong_together_make_no_bundle(
     done = verify(tmp_path, monkeypatch)
     assert done.exit_code == 1 and why in done.output, done.output
     assert not (tmp_path / "bundles").exists()
+
+
+def test_rows_of_free_length_are_asked_about_at_three_lengths():
+    ids = np.tril(np.ones((20, 40), np.int64))
+    asked = _otherwise(prepared.Rows({"ids": ids}, np.arange(20), {"ids": 0}), 20)
+    shapes = {what: [batch["ids"].shape for batch in batches] for what, batches in asked.items()}
+    assert shapes == {
+        "rows in batches of 7": [(7, 7), (7, 14), (6, 20)],
+        "single rows": [(1, length) for length in range(1, 21)],
+        "rows of full length": [(1, 40)] * 20,
+    }

@@ -103,7 +103,7 @@ def test_a_profile_of_floats_covers_their_range():
 
 PARITY = Parity(
     rows=10,
-    batch_sizes=(64, 1),
+    batch_sizes=(64, 7, 1),
     max_abs_difference={"logits": 1e-6},
     tolerance={"logits": 1e-5},
     argmax_agreement=1.0,

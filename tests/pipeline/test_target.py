@@ -106,5 +106,7 @@ def test_what_is_learnt_of_rows_is_learnt_of_the_training_rows(tmp_path):
     assert rows.take(np.arange(len(rows)))["token_ids"].shape == (len(rows), 5)
 
 
-def test_strata_of_few_numbers():
-    assert target.strata(np.array([3.0, 1.0, 2.0])).tolist() == [2, 0, 1]
+def test_strata_of_few_numbers_hold_enough_to_be_dealt():
+    assert target.strata(np.array([3.0, 1.0, 2.0])).tolist() == [0, 0, 0]
+    few = target.strata(np.arange(40.0)[::-1])
+    assert few.tolist() == [part for part in (3, 2, 1, 0) for _ in range(10)]

@@ -99,9 +99,13 @@ def make_bundle(
     expected: Mapping[str, np.ndarray] | None = None,
     admitted: bool = True,
     name: str = "digits-test",
+    files: Mapping[str, bytes] | None = None,
     **changes: Any,
 ) -> str:
-    """Write a whole bundle to `folder`, the digits one unless told otherwise; return its digest."""
+    """Write a whole bundle to `folder`, the digits one unless told otherwise; return its digest.
+
+    `files` are further ones, such as a tokenizer.
+    """
     payload = (model or digits_graph()).SerializeToString()
     declared_inputs, declared_outputs = digits_interface()
     inputs, outputs = inputs or declared_inputs, outputs or declared_outputs
@@ -111,6 +115,7 @@ def make_bundle(
         "model.onnx": payload,
         "golden.npz": golden.pack(rows, expected),
         "card.md": b"# digits-test\n",
+        **(files or {}),
     }
     manifest = sound_manifest(
         contents,

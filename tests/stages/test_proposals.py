@@ -19,6 +19,7 @@ from tests.pipeline import test_sounds as sounds
 from tests.pipeline.test_idx import write_set
 from tests.pipeline.test_pictures import classes, picture
 from tests.project import QUICK, ROOT, Project, new_project
+from tests.serving.live import Live
 
 
 @pytest.fixture
@@ -280,44 +281,35 @@ def test_a_table_that_is_asked_for_what_it_has_not(folder, options, told) -> Non
     assert done.exit_code == 2 and told in done.stderr
 
 
+def assert_files_are_answered(project: Project, name: str, folder: Path) -> None:
+    """A server answers every raw file of the test split as the runtime answers its prepared row."""
+    from benchmarks.bench_files import compare
+
+    live = Live(project.folder / "bundles" / name, folder / "logs")
+    try:
+        experiment = load(project.folder / "params.yaml")[name]
+        found = compare(experiment, project.folder, f"http://127.0.0.1:{live.port}")
+    finally:
+        assert live.stop() == 0
+    assert found.files and found.equal == found.identical == found.files, found.wrong
+
+
 @pytest.mark.slow
 def test_a_table_to_an_answer(
     folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every row of the test split as a file gets the answer that its prepared tensor got."""
-    from safetensors.numpy import load_file
-
-    from pipeline import prepared
     from pipeline.bundle.manifest import read
-    from pipeline.data import table as tables
-    from serving.config import Settings
-    from serving.inference import prediction
-    from serving.inference.model import load as opened
 
     monkeypatch.setenv("SLIPWAY_TRACKING", "off")
-    again = tmp_path_factory.mktemp("again")
     table(folder / "flats.csv")
     assert init("flats.csv").exit_code == 0
     Project(folder).edit("flats", "train.epochs", 12)
     for stage in ("prepare", "train", "evaluate", "export", "verify", "benchmark"):
         done = CliRunner().invoke(import_module(f"stages.{stage}").command, ["flats"])
         assert done.exit_code == 0, f"{done.output}\n{done.exception!r}"
-    data = folder / "build" / "flats" / "data"
-    config = tables.Config(**added("flats")["data"])
-    raw = tables.load(config, folder)
-    test = prepared.prepare("table", raw, config.split, again)[1]["test"]
-    assert prepared.digest(prepared.read_manifest(data)) == prepared.digest(
-        prepared.read_manifest(again)
-    )
-    expected = load_file(folder / "build" / "flats" / "answers.safetensors")["prediction"]
+    assert_files_are_answered(Project(folder), "flats", tmp_path_factory.mktemp("logs"))
     bundle = read(folder / "bundles" / "flats")
-    model = opened(bundle, Settings())
-    output, told = prediction.answering(bundle.manifest), []
-    for row in test:
-        payload = raw.sample(int(row))[1]
-        asked = prediction.row(bundle.manifest, bundle.contents, payload, invert=False)
-        told.append(prediction.reading(output, model.session.run(asked)).prediction)
-    np.testing.assert_allclose(told, expected, rtol=1e-6)
     report = json.loads((folder / "reports" / "flats" / "metrics.json").read_text())
     low, high = report["intervals"]["r2"]
     assert low < report["test"]["r2"] < high and report["interval"] == f"r2 {low:g} to {high:g}"
@@ -353,6 +345,7 @@ def test_a_folder_to_an_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     project.repro("track@colours", PYTHONPATH=str(project.folder))
     samples = sorted((project.folder / "reports" / "colours" / "samples").iterdir())
     assert [path.name for path in samples] == ["blue.jpg", "green.jpg", "red.jpg"]
+    assert_files_are_answered(project, "colours", tmp_path)
     originals = [path.read_bytes() for path in (project.folder / "colours").rglob("*.jpg")]
     for path in samples:
         assert path.read_bytes() in originals

@@ -9,6 +9,7 @@ manifest). The folder is the registry: a file's name is its decoders' `kind`. It
     encode(decoder, row, files) -> (suffix, bytes)      a file that decodes to the row
     hint(decoder, payload, files, invert) -> str | None what a person should be told, if anything
     drawn(decoder, row, files) -> levels | str          the row as a person sees it, where it shows
+    check(decoder, files)                               raises for files it cannot work with, if any
     MEDIA, EXAMPLE                                      types of content, and a file's name
 
 and imports its library on use, so that a server loads no more than its models need.
@@ -33,6 +34,7 @@ __all__ = [
     "Decoder",
     "DecoderMissing",
     "DecoderSettings",
+    "check",
     "decode",
     "drawn",
     "encode",
@@ -80,6 +82,16 @@ def decode(
     """
     row: np.ndarray = _KINDS[decoder.kind].decode(decoder, payload, files, invert)
     return row
+
+
+def check(decoder: Decoder, files: Mapping[str, bytes]) -> None:
+    """Look at what a decoder reads of a bundle before it is needed.
+
+    Raises `DecodeError` where it is damaged or another model's, and `DecoderMissing` where this
+    machine could read no such files.
+    """
+    if examine := getattr(_KINDS[decoder.kind], "check", None):
+        examine(decoder, files)
 
 
 def encode(

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+import re
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import Field
 
-from pipeline.bundle.decode._settings import DecodeError, DecoderSettings
+from pipeline.bundle.decode._settings import DecodeError, DecoderMissing, DecoderSettings
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -31,14 +34,30 @@ MAX_TOKENIZER = 16 << 20
 KEPT = 64
 """Tokenizers that a process holds ready."""
 
+PIECE = 4096
+"""Characters, and those up to the next blank, that are cut into tokens at once."""
+
+BLANK = re.compile(r"[ \t\n\r]")
+"""Where a text may be parted: no token of a tokenizer that we make reaches over it."""
+
 HARMLESS = {
     "model": ("WordLevel", "BPE", "WordPiece"),
     "normalizer": ("Sequence", "Lowercase", "NFC", "NFKC", "Strip", "StripAccents"),
     "pre_tokenizer": ("Sequence", "Whitespace", "WhitespaceSplit", "Punctuation", "Digits"),
     "post_processor": (),
+    "decoder": (),
 }
 """What a tokenizer may be made of: nothing that runs a pattern out of the file, which could run
 for ever."""
+
+MOST_PARTS = 16
+"""Steps in one place of a tokenizer; a file of half a million would take a second for each word."""
+
+LONGEST_WORD = 1000
+"""Characters of a word that WordPiece may look at: its time grows with their third power."""
+
+UNSEEN = "\U0010fffd"
+"""A character of nobody's, which no text that was learnt from holds."""
 
 UNLIKE_UTF8 = {
     b"\xff\xfe": "UTF-16",
@@ -76,8 +95,27 @@ def decode(
     decoder: TextDecoder, payload: bytes, files: Mapping[str, bytes], _invert: bool
 ) -> np.ndarray:
     """int64 `[tokens]`. Raises `DecodeError`."""
-    ids = _ids(decoder, text_of(payload), files)[: decoder.longest]
+    ids = list(islice(_ids(decoder, text_of(payload), files), decoder.longest))
     return np.array(ids or [PADDING], np.int64)
+
+
+def check(decoder: TextDecoder, files: Mapping[str, bytes]) -> None:
+    """Raise `DecodeError` for a tokenizer that is not the model's, `DecoderMissing` without library."""
+    tokenizer = opened(files[TOKENIZER])
+    numbers = sorted(tokenizer.get_vocab(with_added_tokens=False).values())
+    if len(numbers) != decoder.vocabulary:
+        raise DecodeError(
+            f"{TOKENIZER}: {len(numbers)} tokens, and the manifest says {decoder.vocabulary}; export "
+            "the model again"
+        )
+    if numbers != list(range(len(numbers))):
+        raise DecodeError(f"{TOKENIZER}: ids that are not 0 to {len(numbers) - 1}, each once")
+    try:
+        unseen = list(_ids(decoder, UNSEEN, files))
+    except Exception as error:  # the library's, of no kind of its own
+        raise DecodeError(f"{TOKENIZER}: cuts no text: {error}") from None
+    if unseen != [UNKNOWN]:
+        raise DecodeError(f"{TOKENIZER}: what it does not know has another id than {UNKNOWN}")
 
 
 def encode(decoder: TextDecoder, row: np.ndarray, files: Mapping[str, bytes]) -> tuple[str, bytes]:
@@ -95,7 +133,7 @@ def hint(
     decoder: TextDecoder, payload: bytes, files: Mapping[str, bytes], _invert: bool
 ) -> str | None:
     """Whether there is nothing to read, nothing known, or more than is read."""
-    ids = _ids(decoder, text_of(payload), files)
+    ids = list(_ids(decoder, text_of(payload), files))
     if not ids:
         return "there is no word in the text"
     if all(number == UNKNOWN for number in ids):
@@ -125,9 +163,16 @@ def text_of(payload: bytes) -> str:
 
 @lru_cache(KEPT)
 def opened(content: bytes) -> Tokenizer:
-    """The tokenizer of a file's bytes; opened once. Raises `DecodeError` for one that is not ours."""
-    from tokenizers import Tokenizer
+    """The tokenizer of a file's bytes; opened once.
 
+    Raises `DecodeError` for one that is not ours, `DecoderMissing` where the library is not there.
+    """
+    # Before it is used: one text at a time needs no threads of its own, which a fork would upset.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        from tokenizers import Tokenizer
+    except ImportError as error:
+        raise DecoderMissing(f"texts cannot be read here: tokenizers: {error}") from error
     if len(content) > MAX_TOKENIZER:
         raise DecodeError(f"{TOKENIZER}: {len(content)} bytes, at most {MAX_TOKENIZER}")
     try:
@@ -141,10 +186,25 @@ def opened(content: bytes) -> Tokenizer:
         ) from None
 
 
-def _ids(decoder: TextDecoder, text: str, files: Mapping[str, bytes]) -> list[int]:
-    found = opened(files[TOKENIZER]).encode(text, add_special_tokens=False).ids
-    # A vocabulary that does not fit the network must not ask for what it has no place for.
-    return [number if number < decoder.vocabulary else UNKNOWN for number in found]
+def _ids(decoder: TextDecoder, text: str, files: Mapping[str, bytes]) -> Iterator[int]:
+    """Token by token, as far as somebody asks: a text of a million words is not cut for its start."""
+    tokenizer = opened(files[TOKENIZER])
+    for piece in _pieces(text):
+        # As a batch of one: it lets other threads run meanwhile, and `encode` does not.
+        (found,) = tokenizer.encode_batch_fast([piece], add_special_tokens=False)
+        for number in found.ids:
+            # A vocabulary that does not fit the network must not ask for what it has no place for.
+            yield number if number < decoder.vocabulary else UNKNOWN
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """The text in parts that end before a blank."""
+    start = 0
+    while start < len(text):
+        blank = BLANK.search(text, start + PIECE)
+        stop = blank.start() if blank else len(text)
+        yield text[start:stop]
+        start = stop
 
 
 def _check(settings: Any) -> None:
@@ -155,10 +215,18 @@ def _check(settings: Any) -> None:
         if settings.get(place):
             raise DecodeError(f"{TOKENIZER}: {place}: expected none")
     for place, known in HARMLESS.items():
-        for part in _parts(settings.get(place)):
+        parts = _parts(settings.get(place))
+        if len(parts) > MOST_PARTS:
+            raise DecodeError(f"{TOKENIZER}: {place}: {len(parts)} parts, at most {MOST_PARTS}")
+        for part in parts:
             kind = part.get("type") if isinstance(part, dict) else part
             if kind not in known:
                 raise DecodeError(f"{TOKENIZER}: {place}: {str(kind)[:40]!r} is none of {known}")
+    model = settings.get("model") or {}
+    if model.get("dropout"):
+        raise DecodeError(f"{TOKENIZER}: model: dropout would answer otherwise every time")
+    if not 0 < model.get("max_input_chars_per_word", 1) <= LONGEST_WORD:
+        raise DecodeError(f"{TOKENIZER}: model: words of more than {LONGEST_WORD} characters")
 
 
 def _parts(settings: Any) -> list[Any]:

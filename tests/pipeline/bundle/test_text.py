@@ -10,7 +10,7 @@ import pytest
 
 from pipeline import tokens
 from pipeline.bundle.decode import DecodeError, decode, encode, hint
-from pipeline.bundle.decode.text import MAX_BYTES, MAX_TOKENIZER, TOKENIZER, TextDecoder
+from pipeline.bundle.decode.text import MAX_BYTES, MAX_TOKENIZER, TOKENIZER, TextDecoder, opened
 from pipeline.tokens import Vocabulary
 
 TEXTS = ["A good film, a good day!", "a bad film", "bad day", "ﬁne film"]
@@ -55,6 +55,22 @@ def test_the_commonest_tokens_have_the_first_places():
 )
 def test_a_text_becomes_the_words_it_is_made_of(payload, expected):
     assert words(payload) == expected
+
+
+@pytest.mark.parametrize("kind", ["words", "bpe", "wordpiece"])
+def test_a_long_text_is_the_same_in_pieces(kind):
+    found = files(kind=kind)
+    whole = decoder(found, longest=65536)
+    for text in (
+        "a good\tfilm, \u00a0bad day!\r\n" * 900,
+        "good" * 3000,
+        " " * 9000 + "bad",
+        "e\u0301 " * 5000,
+    ):
+        expected = opened(found[TOKENIZER]).encode(text, add_special_tokens=False).ids
+        assert decode(whole, text.encode(), found).tolist() == expected
+        few = decoder(found, longest=7)
+        assert decode(few, text.encode(), found).tolist() == expected[:7]
 
 
 def test_a_text_of_nothing_is_one_place_of_padding():
