@@ -11,6 +11,7 @@ from ruamel.yaml import YAML
 from pipeline.config import ConfigError
 from pipeline.dataset import DataError
 from stages.proposals import Hints, propose
+from stages.proposals.texts import passes
 
 WORDS = [
     "the",
@@ -83,3 +84,12 @@ def test_texts_and_labels_alone_need_no_word_more(tmp_path):
     path.write_text("\n".join(line.split(",", 2)[2] for line in path.read_text().splitlines()))
     data = proposed(path)["data"]
     assert (data["name"], data["text"], data["label"]) == ("texts", "words", "verdict")
+
+
+@pytest.mark.parametrize("rows", [20, 2000, 20_000, 60_000, 200_000])
+@pytest.mark.parametrize("usual", [15.0, 60.0, 300.0])
+def test_a_training_fits_into_five_minutes(rows, usual):
+    longest, epochs, seconds = passes(rows, usual, 256)
+    assert epochs >= 1 and 16 <= longest <= 256 and seconds <= 150
+    if rows <= 2000 and usual <= 60:
+        assert longest == 256 and epochs >= 8
