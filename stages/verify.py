@@ -146,8 +146,9 @@ def _compare_other_batches(
                     f"{list(batched.shape)} to {len(rows)} in batches, expected {list(expected.shape)} and "
                     f"{list(reference[name].shape)}; no bundle was written"
                 )
-            # Not `>`: that would pass over rows answered with NaN.
-            worse = ~(np.abs(again - expected) <= np.abs(batched[:first] - expected))
+            # Not `>`: that would pass over rows answered with NaN, and NaN is never mended.
+            off = np.abs(batched[:first] - expected)
+            worse = ~(np.abs(again - expected) <= off) & ~np.isnan(off)
             batched[:first][worse] = again[worse]
 
 
