@@ -2,45 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from pipeline.bundle.decode import Decoder, encode
+from pipeline.prepared import Rows
 
 SHOWN = 50
-READABLE = ".txt"
 MOST = 500
 """Characters of a row that are shown."""
 
 
-def table(
-    probabilities: np.ndarray,
-    target: np.ndarray,
-    labels: tuple[str, ...],
-    rows: np.ndarray,
-    decoder: Decoder,
-    files: Mapping[str, bytes],
-) -> list[dict[str, Any]]:
-    """The wrong rows that were surest, as the network read them; none where rows are no texts.
-
-    `rows` are one input's, `[rows, ...]`, and `decoder` what wrote them with a bundle's `files`.
-    """
-    predicted = probabilities.argmax(1)
+def table(probabilities: np.ndarray, rows: Rows, labels: tuple[str, ...]) -> list[dict[str, Any]]:
+    """The wrong rows that were surest, as the network read them; none where rows are no texts."""
+    target, predicted = np.asarray(rows.target), probabilities.argmax(1)
     wrong = np.flatnonzero(predicted != target)
     worst = wrong[np.argsort(-probabilities[wrong, predicted[wrong]], kind="stable")][:SHOWN]
     told = []
     for row in worst:
-        suffix, text = encode(decoder, np.array(rows[row]), files)
-        if suffix != READABLE:
+        text = rows.seen(row)
+        if not isinstance(text, str):
             return []
         told.append(
             {
                 "actual": labels[target[row]],
                 "predicted": labels[predicted[row]],
                 "probability": round(float(probabilities[row, predicted[row]]), 4),
-                "text": text.decode()[:MOST],
+                "text": text[:MOST],
             }
         )
     return told

@@ -5,8 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable
-from textwrap import wrap
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -17,7 +16,6 @@ BLUE, ORANGE, GREY = "#2b6cb0", "#dd6b20", "#718096"
 MISTAKES = 24
 MAX_CURVES = 12
 MAX_LABELS = 40
-TEXT_COLUMNS, TEXT_LINES = 24, 12
 
 
 def curves(history: str) -> bytes:
@@ -54,7 +52,7 @@ def classification(
         "roc.svg": _roc(probabilities, target, labels),
         "calibration.svg": _calibration(probabilities, target),
     }
-    if len(rows) and rows.seen(0) is not None:
+    if len(rows) and isinstance(rows.seen(0), np.ndarray):
         drawn["mistakes.png"] = _mistakes(probabilities, target, rows, labels)
     return drawn
 
@@ -202,7 +200,12 @@ def _mistakes(
             ax.axis("off")
         for ax, row in zip(axes, shown, strict=False):
             wrong = predicted[row] != target[row]
-            _show(ax, rows.seen(row))
+            seen = rows.seen(row)
+            assert isinstance(seen, np.ndarray)
+            # One that is long or tall, such as a spectrogram, is stretched to fill its place.
+            stretched = max(seen.shape[:2]) > 2 * min(seen.shape[:2])
+            aspect = "auto" if stretched else "equal"
+            ax.imshow(seen, cmap="gray", vmin=0, vmax=255, aspect=aspect)
             told = labels[predicted[row]] if wrong else f"{labels[target[row]]} ok"
             ax.set_title(
                 f"{labels[target[row]]} → {told}\np={probabilities[row].max():.2f}"
@@ -219,18 +222,6 @@ def _mistakes(
     return _figure(draw, rows=3, columns=8, width=10, height=5, kind="png", title=title, room=room)
 
 
-def _show(ax: Any, seen: np.ndarray | str | None) -> None:
-    """A row as a person sees it: a picture's levels, or a text."""
-    if isinstance(seen, str):
-        lines = wrap(seen, TEXT_COLUMNS, max_lines=TEXT_LINES, placeholder=" ...")
-        ax.text(0, 1, "\n".join(lines), size=5, va="top", transform=ax.transAxes)
-    elif seen is not None:
-        # One that is long or tall, such as a spectrogram, is stretched to fill its place.
-        stretched = max(seen.shape[:2]) > 2 * min(seen.shape[:2])
-        aspect = "auto" if stretched else "equal"
-        ax.imshow(seen, cmap="gray", vmin=0, vmax=255, aspect=aspect)
-
-
 def _figure(
     draw: Callable[[Any], None],
     *,
@@ -242,20 +233,38 @@ def _figure(
     title: str | None = None,
     room: dict[str, Any] | None = None,
 ) -> bytes:
-    """Draw on a list of axes and save without dates or random ids. Sizes are in inches.
+    """Draw on a list of axes. Sizes are in inches.
 
     `room` is what the axes get, as shares of the figure; without it a layout is searched for.
     """
+
+    def fill(figure: Any) -> None:
+        draw(list(figure.subplots(rows, columns, squeeze=False, gridspec_kw=room).flat))
+        if title:
+            figure.suptitle(title)
+
+    return saved(
+        fill, width=width, height=height, kind=kind, layout=None if room else "constrained"
+    )
+
+
+def saved(
+    fill: Callable[[Any], None],
+    *,
+    width: float,
+    height: float,
+    kind: str,
+    layout: Literal["constrained"] | None,
+) -> bytes:
+    """A figure of so many inches without dates or random ids."""
     import matplotlib
     from matplotlib.figure import Figure
 
     # Labels come from the data: a '$' in one is a dollar, not mathematics.
     style: dict[Any, Any] = {"svg.hashsalt": "slipway", "svg.fonttype": "path"}
     with matplotlib.rc_context({**style, "text.parse_math": False, "font.size": 9}):
-        figure = Figure(figsize=(width, height), layout=None if room else "constrained", dpi=110)
-        draw(list(figure.subplots(rows, columns, squeeze=False, gridspec_kw=room).flat))
-        if title:
-            figure.suptitle(title)
+        figure = Figure(figsize=(width, height), layout=layout, dpi=110)
+        fill(figure)
         buffer = io.BytesIO()
         empty = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
         figure.savefig(buffer, format=kind, metadata=empty)

@@ -11,6 +11,7 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +64,15 @@ class Rows:
     """One split: memory-mapped arrays `[rows, ...]` and the target `[rows, ...]`.
 
     `padding` has what fills up the rows of an input whose length is free; `seen(row)` is a row as a
-    person sees it: levels of a picture, or a text; None where there is nothing to see.
+    person sees it: levels of a picture, or a text; None where there is nothing to see. `name(row)` is
+    its file, or its place.
     """
 
     arrays: Mapping[str, np.ndarray]
     target: np.ndarray
     padding: Mapping[str, int] = field(default_factory=dict)
     seen: Callable[[int], np.ndarray | str | None] = lambda row: None
+    name: Callable[[int], str] = lambda row: f"row {row}"
 
     def __len__(self) -> int:
         return len(self.target)
@@ -176,7 +179,7 @@ def read(folder: Path, part: str) -> Rows:
     # In the order in which the network is called with them.
     arrays = {declared.name: tensors[declared.name] for declared in manifest.inputs}
     padding = {i.name: i.padding for i in manifest.inputs if i.padding is not None}
-    return Rows(arrays, target, padding, _seen(folder, manifest, arrays))
+    return Rows(arrays, target, padding, _seen(folder, manifest, arrays), _name(folder, part))
 
 
 def _seen(
@@ -189,6 +192,20 @@ def _seen(
     decoder, array = declared.decoder, arrays[declared.name]
     files = {name: (Path(folder) / name).read_bytes() for name in decoder.reads}
     return lambda row: drawn(decoder, np.array(array[row]), files)
+
+
+def _name(folder: Path, part: str) -> Callable[[int], str]:
+    """What a row is called: its file where it has one, below the data's path."""
+
+    @cache
+    def files() -> list[str] | None:
+        return read_files(folder, part)
+
+    def name(row: int) -> str:
+        known = files()
+        return known[row] if known else f"{part} row {row}"
+
+    return name
 
 
 def read_files(folder: Path, part: str) -> list[str] | None:

@@ -13,10 +13,9 @@ from stages.params import Experiment
 @stage
 def command(experiment: Experiment, layout: Layout) -> None:
     """Evaluate EXPERIMENT on its test split."""
-    import numpy as np
     from safetensors.numpy import save_file
 
-    from pipeline import evaluate, mistakes, pictures, prepared
+    from pipeline import attribution, evaluate, pictures, prepared
     from pipeline.bundle.manifest import canonical_json, sha256
     from pipeline.determinism import make_deterministic
     from pipeline.evaluate import significant
@@ -46,23 +45,18 @@ def command(experiment: Experiment, layout: Layout) -> None:
     )
     write_atomically(layout.metrics, canonical_json(report(rounded, spread)))
     tables = task.tables(answers, rows.target) | found.tables
-    declared = manifest.inputs[0]
-    if "probabilities" in answers and manifest.target.kind == "class" and declared.decoder:
-        files = {name: (layout.data / name).read_bytes() for name in manifest.files}
-        worst = mistakes.table(
-            answers["probabilities"],
-            np.asarray(rows.target),
-            manifest.labels,
-            rows.arrays[declared.name],
-            declared.decoder,
-            files,
-        )
-        tables |= {"mistakes": worst} if worst else {}
-    layout.tables.mkdir(parents=True, exist_ok=True)
-    for name, table in tables.items():
-        write_atomically(layout.tables / f"{name}.csv", csv_bytes(table))
+    tables["mistakes"] = task.mistakes(answers, rows)
     drawn = task.pictures(answers, rows) | found.pictures
     drawn["curves.svg"] = pictures.curves(layout.history.read_text())
+    if cases := task.cases(answers, rows.target):
+        files = {name: (layout.data / name).read_bytes() for name in manifest.files}
+        looked = attribution.looked(network, manifest, task.strength, rows, cases, files)
+        drawn["attributions.png"] = attribution.picture(looked, rows.name)
+        tables["attributions"] = attribution.table(looked, rows.name)
+    layout.tables.mkdir(parents=True, exist_ok=True)
+    for name, table in tables.items():
+        if table:
+            write_atomically(layout.tables / f"{name}.csv", csv_bytes(table))
     for name, payload in drawn.items():
         write_atomically(layout.pictures / name, payload)
     print(

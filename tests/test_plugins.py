@@ -25,6 +25,7 @@ EVERY = [(kind, name) for kind in NEEDED for name in plugins.names(kind)]
 TASK = (
     *("players", "turns", "study", "validate", "better", "deployable", "declared", "asked"),
     *("questions", "scores", "tables", "pictures", "examine", "shipping"),
+    *("mistakes", "cases", "strength"),
 )
 TOLD = ("teaches", "body", "parts", "ranked", "measures", "watched", "plots")
 PARITY = 1e-5
@@ -74,7 +75,7 @@ def test_a_plugin_keeps_its_contract(kind, name):
         assert plugin.READS in get_args(Form)
         assert plugins.gives(plugin) in get_args(Body)
     if kind == "frontend":
-        assert plugin.measure.__doc__
+        assert plugin.measure.__doc__ and plugin.view.__doc__ and plugin.NOTHING
 
 
 @pytest.mark.parametrize("kind, name", EVERY)

@@ -97,7 +97,8 @@ def test_a_file_is_answered_as_its_prepared_row_is(project: Path, tmp_path: Path
     assert made.metrics["accuracy"] == 1.0
     for output, tolerance in made.variants["fp32"].parity.tolerance.items():
         assert tolerance >= 1e-4, output  # as the frontend says
-    assert (project / "reports" / "tones" / "pictures" / "mistakes.png").stat().st_size > 5000
+    for picture in ("mistakes.png", "attributions.png"):
+        assert (project / "reports" / "tones" / "pictures" / picture).stat().st_size > 5000
     assert {p.suffix for p in (project / "reports" / "tones" / "samples").iterdir()} == {".wav"}
 
     live = Live(bundle, tmp_path / "logs")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from pydantic import Field
 
+from pipeline.bundle.decode import named
 from pipeline.bundle.decode.categorical import UNSEEN, CategoricalDecoder
 from pipeline.bundle.decode.numeric import NumericDecoder
 from pipeline.bundle.manifest import Input
@@ -18,6 +19,10 @@ from pipeline.statistics import Statistics, by_channel
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+    from pipeline.views import View
+
+NOTHING = "a row of average numbers, its categories left out"
 
 NUMERIC, CATEGORICAL = "numeric", "categorical"
 WIDEST = 32
@@ -97,6 +102,56 @@ def build(config: Config, inputs: Sequence[Input], statistics: Statistics) -> nn
             return torch.cat(given, 1)
 
     return Columns()
+
+
+def nothing(config: Config, inputs: Sequence[Input], features: torch.Tensor) -> torch.Tensor:
+    """The features of such a row: all 0, but for the cosines of 0."""
+    import torch
+
+    given = torch.zeros_like(features)
+    place = 0
+    for declared in inputs:
+        place += len(_owners(config, declared))
+        if isinstance(declared.decoder, NumericDecoder):
+            given[:, place - len(declared.decoder.columns) * config.waves : place] = 1
+    return given
+
+
+def view(
+    config: Config,
+    inputs: Sequence[Input],
+    row: Mapping[str, np.ndarray],
+    features: np.ndarray,
+    shares: np.ndarray,
+    files: Mapping[str, bytes],
+) -> View:
+    """Which columns: each with its value, and what all features that it became contributed."""
+    from pipeline.views import Bars
+
+    names: list[str] = []
+    owners = []
+    for declared in inputs:
+        assert declared.decoder is not None
+        owners.append(len(names) + _owners(config, declared))
+        names += [name for name, _ in named(declared.decoder, row[declared.name], files)]
+    return Bars(tuple(names), np.bincount(np.concatenate(owners), shares, len(names)))
+
+
+def _owners(config: Config, declared: Input) -> np.ndarray:
+    """int `[values]`: of each feature, the column that it was made of."""
+    if isinstance(declared.decoder, CategoricalDecoder):
+        sizes = declared.decoder.sizes
+        return np.repeat(np.arange(len(sizes)), _widths(config, sizes))
+    assert isinstance(declared.decoder, NumericDecoder)
+    columns = np.arange(len(declared.decoder.columns))
+    return np.concatenate([columns, columns, *[np.repeat(columns, config.waves)] * 2])
+
+
+def _widths(config: Config, sizes: Sequence[int]) -> list[int]:
+    """Features that each column of categories becomes."""
+    if config.categories == "one_hot":
+        return list(sizes)
+    return [config.embedding or min(WIDEST, 1 + math.isqrt(size)) for size in sizes]
 
 
 def _tails(config: Config, declared: Input) -> np.ndarray:
@@ -179,7 +234,7 @@ def _categories(config: Config, sizes: tuple[int, ...]) -> nn.Module:
 
         def __init__(self) -> None:
             super().__init__()
-            widths = [config.embedding or min(WIDEST, 1 + math.isqrt(size)) for size in sizes]
+            widths = _widths(config, sizes)
             self.values = sum(widths)
             self.register_buffer("limits", torch.tensor(sizes))
             self.tables = nn.ModuleList(

@@ -17,12 +17,20 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from pipeline.views import View
+
 RELATIVE = 1e-4
 """Largest difference allowed between torch and the export, as a share of the largest answer: the
 logarithm of a sum over a thousand products magnifies the last digits of the quietest bands."""
 
+NOTHING = "a sound of average loudness in every band"
+
 FLOOR = 1e-6
 """Energy added to every band, of a full scale of 1: what is quieter is no different from nothing."""
+
+HERTZ = (100, 200, 500, 1000, 2000, 4000, 8000, 16000)
+SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0)
+"""What may be written along the sides of a spectrogram."""
 
 ROWS = 256
 """Sounds that are measured at a time."""
@@ -112,6 +120,46 @@ def build(config: Config, inputs: Sequence[Input], statistics: Statistics) -> nn
             return bands * there[..., None], there
 
     return LogMel()
+
+
+def view(
+    config: Config,
+    inputs: Sequence[Input],
+    row: Mapping[str, np.ndarray],
+    features: np.ndarray,
+    shares: np.ndarray,
+    files: Mapping[str, bytes],
+) -> View:
+    """Which moments and bands: the frames that there are, deep at the bottom, loud in white."""
+    from pipeline.views import Axis, Chart
+
+    there = np.flatnonzero(features.any(1))
+    frames = there[-1] + 1 if len(there) else 1
+    bands = features[:frames].T[::-1]  # [mels, frames]
+    low, high = np.percentile(bands, (2, 99.5))
+    levels = np.clip(255 * (bands - low) / max(high - low, 1e-6), 0, 255).astype(np.uint8)
+    rate = _rate(inputs[0])
+    edges = np.linspace(_mel(config.low), _mel(config.high or rate / 2), config.mels + 2)
+    heights = [f for f in HERTZ if _hertz(edges[1]) <= f <= _hertz(edges[-2])]
+    places = config.mels - 1 - np.interp(_mel(np.array(heights)), edges[1:-1], range(config.mels))
+    step = next(s for s in SECONDS if frames * config.hop / s <= 6 or s == SECONDS[-1])
+    moments = np.arange(0, (frames - 1) * config.hop + config.window, step)
+    return Chart(
+        levels,
+        shares[:frames].T[::-1],
+        # A frame's place is its middle.
+        Axis(
+            "seconds",
+            tuple(
+                (float(place), f"{moment:g}")
+                for moment, place in zip(
+                    moments, (moments - config.window / 2) / config.hop, strict=True
+                )
+                if -0.5 <= place <= frames - 0.5
+            ),
+        ),
+        Axis("Hz", tuple((float(p), str(f)) for p, f in zip(places, heights, strict=True))),
+    )
 
 
 def _rate(declared: Input) -> int:

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from pipeline.views import View
+
+NOTHING = "a picture of average grey"
+
 
 class Config(Section):
     """There is nothing to choose."""
@@ -33,6 +37,21 @@ def build(config: Config, inputs: Sequence[Input], statistics: Statistics) -> nn
     """uint8 `[batch, height, width, channels]` -> float32 `[batch, channels, height, width]`."""
     height, width, channels = (int(n) for n in inputs[0].shape[1:])
     return pixels(statistics[inputs[0].name], (channels, height, width))
+
+
+def view(
+    config: Config,
+    inputs: Sequence[Input],
+    row: Mapping[str, np.ndarray],
+    features: np.ndarray,
+    shares: np.ndarray,
+    files: Mapping[str, bytes],
+) -> View:
+    """Which pixels: the picture, and for each pixel what its channels contributed."""
+    from pipeline.views import Map
+
+    levels = row[inputs[0].name]
+    return Map(levels[:, :, 0] if levels.shape[2] == 1 else levels, shares.sum(0))
 
 
 def pixels(channels: tuple[Channel, ...], shape: tuple[int, int, int]) -> nn.Module:

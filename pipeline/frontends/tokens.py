@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pydantic import Field
 
+from pipeline.bundle.decode import named
 from pipeline.bundle.decode.text import PADDING, UNKNOWN, TextDecoder
 from pipeline.bundle.manifest import Input
 from pipeline.config import Section
@@ -16,6 +17,10 @@ from pipeline.statistics import Statistics
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+    from pipeline.views import View
+
+NOTHING = "a text as long, of no words"
 
 
 class Embedding(Section):
@@ -45,6 +50,24 @@ def measure(
 ) -> Statistics:
     """Nothing: ids are names, not numbers."""
     return {}
+
+
+def view(
+    config: Config,
+    inputs: Sequence[Input],
+    row: Mapping[str, np.ndarray],
+    features: np.ndarray,
+    shares: np.ndarray,
+    files: Mapping[str, bytes],
+) -> View:
+    """Which words: each with what its tokens contributed."""
+    from pipeline.views import Words
+
+    decoder = inputs[0].decoder
+    assert decoder is not None
+    words, tokens = zip(*named(decoder, row[inputs[0].name], files), strict=True)
+    begins = np.cumsum((0, *tokens[:-1]))
+    return Words(words, np.add.reduceat(shares.sum(1)[: sum(tokens)], begins))
 
 
 def build(config: Config, inputs: Sequence[Input], statistics: Statistics) -> nn.Module:

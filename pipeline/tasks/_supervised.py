@@ -11,13 +11,13 @@ import numpy as np
 from pipeline import evaluate
 from pipeline.metrics import METRICS
 from pipeline.prepared import Rows
-from pipeline.tasks._shared.contract import Contract, Plot, Taught
+from pipeline.tasks._shared.contract import Case, Contract, Plot, Taught
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["Plot", "Supervised", "Taught"]
+__all__ = ["Case", "Plot", "Supervised", "Taught"]
 
 
 class Supervised(Contract):

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from pipeline import pictures
+from pipeline import mistakes, pictures
 from pipeline.bundle.manifest import Input, Output
 from pipeline.config import ConfigError, Section, suggestion
 from pipeline.metrics import METRICS, area, confusion, roc
 from pipeline.prepared import Rows
 from pipeline.target import Target
-from pipeline.tasks._supervised import Plot, Supervised
+from pipeline.tasks._shared.cases import chosen
+from pipeline.tasks._supervised import Case, Plot, Supervised
 
 if TYPE_CHECKING:
     import torch
@@ -146,6 +147,30 @@ class Task(Supervised):
     def pictures(self, answers: Mapping[str, np.ndarray], rows: Rows) -> dict[str, bytes]:
         """Pictures of the answers over these rows, by file name."""
         return pictures.classification(answers["probabilities"], rows, self.labels)
+
+    def mistakes(self, answers: Mapping[str, np.ndarray], rows: Rows) -> list[dict[str, Any]]:
+        """The wrong rows that were surest, where rows are texts."""
+        return mistakes.table(answers["probabilities"], rows, self.labels)
+
+    def cases(self, answers: Mapping[str, np.ndarray], target: np.ndarray) -> list[Case]:
+        """The wrong rows that were surest, and the right ones that were, of as many labels as can be."""
+        probabilities = answers["probabilities"]
+        said, sure = probabilities.argmax(1), probabilities.max(1)
+        return [
+            Case(
+                row,
+                int(said[row]),
+                bool(said[row] == target[row]),
+                f"{self.labels[target[row]]} \u2192 {self.labels[said[row]]}, p = {sure[row]:.2f}",
+                f"log-odds of {self.labels[said[row]]}",
+            )
+            for row in chosen(said == target, sure, said)
+        ]
+
+    def strength(self, answer: torch.Tensor, output: int) -> torch.Tensor:
+        """Log-odds of a label: unlike its logit, they do not change where all logits rise alike."""
+        others = [label for label in range(self.outputs) if label != output]
+        return answer[:, output] - answer[:, others].logsumexp(1)
 
 
 def _weights(config: Config, target: Target) -> tuple[float, ...] | None:

@@ -14,7 +14,8 @@ from pipeline.config import ConfigError, Section, suggestion
 from pipeline.metrics import METRICS, area, average_precision, roc
 from pipeline.prepared import Rows
 from pipeline.target import Target
-from pipeline.tasks._supervised import Plot, Supervised
+from pipeline.tasks._shared.cases import chosen
+from pipeline.tasks._supervised import Case, Plot, Supervised
 
 if TYPE_CHECKING:
     import torch
@@ -149,3 +150,27 @@ class Task(Supervised):
         return pictures.multilabel(
             answers["probabilities"], np.asarray(rows.target), self.labels, self.config.threshold
         )
+
+    def cases(self, answers: Mapping[str, np.ndarray], target: np.ndarray) -> list[Case]:
+        """Rows by their likeliest label: those that do not have it, surest first, and those that do."""
+        probabilities = answers["probabilities"]
+        said, sure = probabilities.argmax(1), probabilities.max(1)
+        right = np.asarray(target)[np.arange(len(said)), said]
+        return [
+            Case(
+                row,
+                int(said[row]),
+                bool(right[row]),
+                f"{self._held(target[row])} \u2192 {self.labels[said[row]]}, p = {sure[row]:.2f}",
+                f"log-odds of {self.labels[said[row]]}",
+            )
+            for row in chosen(right, sure, said)
+        ]
+
+    def strength(self, answer: torch.Tensor, output: int) -> torch.Tensor:
+        """Log-odds of a label."""
+        return answer[:, output]
+
+    def _held(self, target: np.ndarray) -> str:
+        held = [label for label, holds in zip(self.labels, target, strict=True) if holds]
+        return " + ".join(held) or "none"

@@ -13,7 +13,8 @@ from pipeline.bundle.manifest import Input, Output
 from pipeline.config import Section
 from pipeline.prepared import Rows
 from pipeline.target import Target
-from pipeline.tasks._supervised import Plot, Supervised
+from pipeline.tasks._shared.cases import chosen, number
+from pipeline.tasks._supervised import Case, Plot, Supervised
 
 if TYPE_CHECKING:
     import torch
@@ -129,6 +130,29 @@ class Task(Supervised):
             target[shown].astype(np.float64),
             self.units,
         )
+
+    def cases(self, answers: Mapping[str, np.ndarray], target: np.ndarray) -> list[Case]:
+        """The rows that are furthest off, and the closest of each quarter of the target's range."""
+        predicted, actual = answers["prediction"].astype(np.float64), target.astype(np.float64)
+        off = np.abs(predicted - actual)
+        right = off <= np.median(off)
+        quarter = np.empty(len(off), np.int64)
+        quarter[np.argsort(actual, kind="stable")] = np.arange(len(off)) * 4 // len(off)
+        units = self.units or "units of the target"
+        return [
+            Case(
+                row,
+                0,
+                bool(right[row]),
+                f"actual {number(actual[row])} \u2192 predicted {number(predicted[row])}",
+                units,
+            )
+            for row in chosen(right, np.where(right, -off, off), quarter)
+        ]
+
+    def strength(self, answer: torch.Tensor, output: int) -> torch.Tensor:
+        """The prediction in the target's units."""
+        return answer[:, output] * self.std + self.mean
 
 
 def _spread(target: np.ndarray) -> np.ndarray:

@@ -144,3 +144,30 @@ def test_pictures_and_tables_of_a_regression_hold_rows_of_the_whole_range():
     drawn = taught.pictures(answers, Rows({}, actual))
     assert drawn == taught.pictures(answers, Rows({}, actual))
     assert set(drawn) == {"predictions.png", "residuals.png"}
+
+
+def test_each_task_says_which_answers_are_looked_into_and_what_speaks_for_them():
+    logits = torch.tensor([[2.0, 0.0, 1.0], [0.0, 0.0, 5.0]])
+    sure = logits.softmax(1).numpy()
+    taught = task("classification", CLASSES)
+    wrong, right = taught.cases({"probabilities": sure}, np.array([1, 2]))
+    assert (wrong.row, wrong.output, wrong.right) == (0, 0, False)
+    assert wrong.told == "b \u2192 a, p = 0.67" and right.told == "c \u2192 c, p = 0.99"
+    odds = sure[:, 0] / (1 - sure[:, 0])
+    assert taught.strength(logits, 0).numpy() == pytest.approx(np.log(odds), abs=1e-5)
+    assert taught.strength(logits + 7, 0).numpy() == pytest.approx(np.log(odds), abs=1e-5)
+
+    taught = task("multilabel", TAGS)
+    held = np.array([[False, True, True], [False, False, True]])
+    wrong, right = taught.cases({"probabilities": torch.sigmoid(logits).numpy()}, held)
+    assert wrong.told == "b + c \u2192 a, p = 0.88" and right.output == 2 and right.right
+    assert torch.equal(taught.strength(logits, 1), logits[:, 1])
+
+    taught = task("regression", NUMBER)
+    actual = np.arange(40, dtype=np.float32)
+    said = actual + np.where(actual == 7, -20, actual % 4 / 10).astype(np.float32)
+    cases = taught.cases({"prediction": said}, actual)
+    assert cases[0].row == 7 and cases[0].told == "actual 7 \u2192 predicted -13"
+    assert [case.row for case in cases if case.right] == [0, 12, 20, 32]
+    assert taught.strength(torch.zeros(2, 1), 0).tolist() == pytest.approx([NUMBER.mean] * 2)
+    assert taught.mistakes({"prediction": said}, Rows({}, actual)) == []

@@ -43,15 +43,21 @@ PREPARED = {
     "pipeline/split.py": "carried out by prepare; its result arrives as data",
     "pipeline/statistics.py": "measured by prepare; what was found arrives as data",
 }
-SHOWN = {"pipeline/bundle/decode": "decodes for prepare, and shows rows for evaluate"}
+VIEWS = {"pipeline/views.py": "reached by the frontends; evaluate draws"}
+SHOWN = {
+    **VIEWS,
+    "pipeline/bundle/decode": "decodes for prepare, and shows rows for evaluate",
+    "pipeline/mistakes.py": "reached by the task; evaluate tells",
+}
 EXEMPT: dict[str, dict[str, str]] = {
-    "prepare": {"pipeline/forms.py": "built by train; prepare measures"},
+    "prepare": {**VIEWS, "pipeline/forms.py": "built by train; prepare measures"},
     "train": {
         **PREPARED,
         **SHOWN,
         "pipeline/pictures.py": "reached by the task; evaluate draws",
         "stages/live.py": "curves on the side, and a key that follows from params and data",
         "stages/tracking/facts.py": "reached by the curves on the side",
+        "stages/tracking/lock.py": "reached by the curves on the side",
         "stages/tracking/state.py": "reached by the curves on the side",
     },
     "evaluate": PREPARED,

@@ -102,6 +102,7 @@ def test_first_run_leaves_bundle_reports_and_one_run(finished: Project) -> None:
     reports = finished.folder / "reports" / QUICK
     assert json.loads((reports / "metrics.json").read_text())["test"]["accuracy"] > 0.5
     assert (reports / "samples" / "7.png").is_file()
+    assert (reports / "pictures" / "attributions.png").is_file()
     assert json.loads((reports / "latency.json").read_text())["bundles"] == [run["bundle"]]
 
 

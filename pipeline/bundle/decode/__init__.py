@@ -7,6 +7,7 @@ manifest). The folder is the registry: a file's name is its decoders' `kind`. It
     Settings(DecoderSettings)                           what a decoder of the kind records
     decode(decoder, payload, files, invert) -> row      without the batch axis
     encode(decoder, row, files) -> (suffix, bytes)      a file that decodes to the row
+    named(decoder, row, files) -> [(name, places)]      what its places are called, where they have names
     hint(decoder, payload, files, invert) -> str | None what a person should be told, if anything
     drawn(decoder, row, files) -> levels | str          the row as a person sees it, where it shows
     check(decoder, files)                               raises for files it cannot work with, if any
@@ -41,6 +42,7 @@ __all__ = [
     "example",
     "hint",
     "media",
+    "named",
 ]
 
 NO_FILES: Mapping[str, bytes] = {}
@@ -129,6 +131,17 @@ def drawn(
     """
     show = getattr(_KINDS[decoder.kind], "drawn", None)
     return None if show is None else show(decoder, row, files)
+
+
+def named(
+    decoder: Decoder, row: np.ndarray, files: Mapping[str, bytes] = NO_FILES
+) -> list[tuple[str, int]]:
+    """What the places of a row are called, in its order: words, or columns with their values.
+
+    Each with how many places it takes. None where places have no names, as in a picture.
+    """
+    tell = getattr(_KINDS[decoder.kind], "named", None)
+    return [] if tell is None else tell(decoder, row, files)
 
 
 def example(decoder: Decoder) -> str:

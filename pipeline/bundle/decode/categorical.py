@@ -65,6 +65,14 @@ def encode(
     return ".csv", as_csv(dict(zip(decoder.columns, texts, strict=True)))
 
 
+def named(
+    decoder: CategoricalDecoder, row: np.ndarray, _files: Mapping[str, bytes]
+) -> list[tuple[str, int]]:
+    """Each column with its value."""
+    known = zip(decoder.columns, row.tolist(), decoder.values, strict=True)
+    return [(f"{name} = {_told(number, values)}", 1) for name, number, values in known]
+
+
 def hint(
     decoder: CategoricalDecoder, payload: bytes, _files: Mapping[str, bytes], _invert: bool
 ) -> str | None:
@@ -85,6 +93,14 @@ def _number(text: str | None, values: tuple[str, ...]) -> int:
     if text is None:
         return GAP
     return FIRST + values.index(text) if text in values else UNSEEN
+
+
+def _told(number: int, values: tuple[str, ...]) -> str:
+    """What a number stands for, for a person to read."""
+    if number == GAP:
+        return "no value"
+    known = FIRST <= number < FIRST + len(values)
+    return values[number - FIRST] if known else "an unseen value"
 
 
 def _unlike(values: tuple[str, ...]) -> str:

@@ -45,6 +45,14 @@ def encode(
     return ".csv", as_csv(dict(zip(decoder.columns, texts, strict=True)))
 
 
+def named(
+    decoder: NumericDecoder, row: np.ndarray, _files: Mapping[str, bytes]
+) -> list[tuple[str, int]]:
+    """Each column with its value."""
+    values = ("no value" if np.isnan(value) else f"{value:.6g}" for value in row.tolist())
+    return [(f"{name} = {value}", 1) for name, value in zip(decoder.columns, values, strict=True)]
+
+
 def hint(
     decoder: NumericDecoder, payload: bytes, _files: Mapping[str, bytes], _invert: bool
 ) -> str | None:

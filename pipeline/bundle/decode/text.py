@@ -25,6 +25,9 @@ TOKENIZER = "tokenizer.json"
 PADDING, UNKNOWN = 0, 1
 """Ids: what fills up shorter rows of a batch, and whatever is not in the vocabulary."""
 
+UNREAD = "[unknown]"
+"""What stands for a word that is not in the vocabulary where a person reads."""
+
 MAX_BYTES = 1 << 20
 """Longest text that is read: far more than any model here looks at."""
 
@@ -127,6 +130,29 @@ def encode(decoder: TextDecoder, row: np.ndarray, files: Mapping[str, bytes]) ->
         if number != PADDING
     ]
     return ".txt", " ".join(word or "" for word in words).encode()
+
+
+def drawn(decoder: TextDecoder, row: np.ndarray, files: Mapping[str, bytes]) -> str:
+    """The text as it was read."""
+    return encode(decoder, row, files)[1].decode()
+
+
+def named(
+    decoder: TextDecoder, row: np.ndarray, files: Mapping[str, bytes]
+) -> list[tuple[str, int]]:
+    """The words as they were read, each with how many tokens it takes."""
+    tokenizer = opened(files[TOKENIZER])
+    mark = getattr(tokenizer.model, "continuing_subword_prefix", None)
+    words: list[tuple[str, int]] = []
+    used = np.flatnonzero(row != PADDING)
+    for number in row[: used[-1] + 1 if len(used) else 1].tolist():
+        token = UNREAD if number <= UNKNOWN else tokenizer.id_to_token(number) or ""
+        if mark and words and number > UNKNOWN and token.startswith(mark):
+            begun, count = words.pop()
+            words.append((begun + token.removeprefix(mark), count + 1))
+        else:
+            words.append((token, 1))
+    return words
 
 
 def hint(

@@ -54,6 +54,18 @@ class Measure:
 
 
 @dataclass(frozen=True)
+class Case:
+    """A row whose answer is looked into: which of the network's answers, and what a reader is told."""
+
+    row: int
+    output: int
+    right: bool
+    told: str
+    units: str
+    """Of the number that is explained, `Contract.strength`."""
+
+
+@dataclass(frozen=True)
 class Examined:
     """What was found of a whole network: figures, tables of rows, and pictures by file name."""
 
@@ -160,6 +172,18 @@ class Contract(ABC):
     def pictures(self, answers: Mapping[str, np.ndarray], rows: Rows) -> dict[str, bytes]:
         """Pictures of the answers over these rows, by file name."""
         return {}
+
+    def mistakes(self, answers: Mapping[str, np.ndarray], rows: Rows) -> list[dict[str, Any]]:
+        """The worst answers about rows that a person can read; none where there are none to tell."""
+        return []
+
+    def cases(self, answers: Mapping[str, np.ndarray], target: np.ndarray) -> list[Case]:
+        """The few answers that are looked into; none where no row's answer is decided by its parts."""
+        return []
+
+    def strength(self, answer: torch.Tensor, output: int) -> torch.Tensor:
+        """What speaks for one of the network's answers `[batch, outputs]`, as a number `[batch]`."""
+        raise NotImplementedError
 
     def examine(self, network: nn.Module, rows: Rows, names: Iterable[str]) -> Examined:
         """What only the whole network tells of a split of the data, by torch: the named measures."""
