@@ -136,7 +136,7 @@ class BatchSettings(Section):
         "a level waits for as long as those before it keep the model busy",
     )
     slow_ms: float = Field(
-        1.0,
+        6.0,
         ge=0,
         description="milliseconds that a batch may hold up the event loop, half as many where "
         "another full one waits; one that will take longer runs in a thread, and what comes in "

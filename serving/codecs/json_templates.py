@@ -49,9 +49,10 @@ class Part:
 
     def view(self, body: bytes, length: int) -> np.ndarray:
         """The values in a body of `length` bytes of JSON; copied only where they lie crooked."""
-        array = np.frombuffer(body, self.kind.numpy, self.count, length + self.start)
-        array = array.reshape(self.shape)
-        return array if array.flags.aligned else array.copy()
+        kind, start = self.kind.numpy, length + self.start
+        if start % kind.itemsize:  # a body itself begins at an even address
+            body, start = body[start : start + self.count * kind.itemsize], 0
+        return np.frombuffer(body, kind, self.count, start).reshape(self.shape)
 
 
 @dataclass(slots=True)

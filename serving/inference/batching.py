@@ -43,6 +43,13 @@ Done = Callable[[Arrays | ServingError], None]
 """Told a request's outputs, or why there are none; once, on the event loop."""
 
 
+MAX_COSTS = 256
+"""Signatures whose cost is remembered."""
+
+RISE = 1.25
+"""How much dearer a row can be found at each run."""
+
+
 class Waiting(Protocol):
     """What the policy looks at. Only equal signatures can be joined."""
 
@@ -142,6 +149,29 @@ class _Place(asyncio.Future[Arrays]):
         return super().cancel(msg)
 
 
+class RowCost:
+    """Seconds that a row takes, by the signature of its batch: long texts take longer than short.
+
+    A run that was interrupted says little, so a cost falls at once and rises a little at a time.
+    """
+
+    def __init__(self, first: float) -> None:
+        self._first = first
+        self._known: dict[Hashable, float] = {}
+
+    def of(self, signature: Hashable) -> float:
+        """What a row of this kind took, or the dearest of those seen: `first` before any was."""
+        known = self._known.get(signature)
+        return known if known is not None else max(self._known.values(), default=self._first)
+
+    def note(self, signature: Hashable, seconds: float) -> None:
+        """Learn of one run."""
+        known = self._known.get(signature)
+        if known is None and len(self._known) >= MAX_COSTS:
+            self._known.clear()
+        self._known[signature] = seconds if known is None else min(seconds, known * RISE)
+
+
 class Batcher:
     """The queue before one model. Lives on the event loop; `executor` runs what is slow.
 
@@ -160,7 +190,7 @@ class Batcher:
         self._run = run
         self._settings = settings
         self._executor = executor
-        self._row_seconds = row_seconds
+        self._cost = RowCost(row_seconds)
         self.meter: Meter | None = None
         self._waiting: list[Entry] = []
         self._rows = 0
@@ -287,7 +317,9 @@ class Batcher:
         batch = self._take()
         if not batch:
             self._scheduled = False
-        elif self._executor is None or not self.is_slow(sum([entry.rows for entry in batch])):
+        elif self._executor is None or not self._is_slow(
+            batch[0].signature, sum([entry.rows for entry in batch])
+        ):
             self._done_with(batch, self._timed, batch)
             self._scheduled = False
             self._schedule(loop)  # by way of the loop: sockets get their turn in between
@@ -303,7 +335,9 @@ class Batcher:
         full = self._settings.rows
         if full == 1:
             return
-        if self._running == 1 and self._executor and self._rows >= full and self.is_slow(full):
+        if self._running != 1 or not self._executor or self._rows < full:
+            return
+        if self._is_slow(self._waiting[0].signature, full):
             batch = self._take(ahead=True)
             if batch:
                 self._hand_over(loop, self._executor, batch)
@@ -324,14 +358,15 @@ class Batcher:
             self._running += 1
             work.add_done_callback(lambda done: self._finished(loop, batch, done))
 
-    def is_slow(self, rows: int) -> bool:
-        """Whether a run of so many rows would hold up the loop for longer than it may.
+    def _is_slow(self, signature: Hashable, rows: int) -> bool:
+        """Whether running so many rows would hold up the loop for longer than it may.
 
         Half as long it may where a full batch waits behind: then there is a queue to fill or refuse,
         and the way to the thread costs nothing, as its batches lie ready there.
         """
         behind = self._rows >= self._settings.rows
-        return rows * self._row_seconds * (2000 if behind else 1000) > self._settings.slow_ms
+        seconds = rows * self._cost.of(signature)
+        return seconds * (2000 if behind else 1000) > self._settings.slow_ms
 
     def _begun(self, batch: list[Entry]) -> Timed:
         """In the thread: run for those who have not given up since the batch was handed over."""
@@ -344,10 +379,8 @@ class Batcher:
         began = time.perf_counter()
         answers = execute(self._run, batch)
         ended = time.perf_counter()
-        seconds = (ended - began) / sum([entry.rows for entry in batch])
-        # A glance back over the last few runs: one that was interrupted says little.
-        known = self._row_seconds
-        self._row_seconds = seconds if known == inf else known + (seconds - known) / 8
+        rows = sum([entry.rows for entry in batch])
+        self._cost.note(batch[0].signature, (ended - began) / rows)
         return batch, answers, began, ended
 
     def _take(self, ahead: bool = False) -> list[Entry]:

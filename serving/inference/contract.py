@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import isfinite
 
 import numpy as np
 
@@ -15,6 +16,10 @@ from serving.protocol import Tensor as WireTensor
 
 MAX_FITTING = 4096
 """Shapes that are remembered to fit; a client sends the same few."""
+
+
+MAX_SQUARED = 4096
+"""Numbers whose squares are summed to see that all are finite."""
 
 
 class Contract:
@@ -94,7 +99,7 @@ class Contract:
 
     def _check_finite(self, tensor: WireTensor) -> None:
         array = tensor.array
-        if not self._finite or array.dtype.kind != "f" or np.isfinite(array).all():
+        if not self._finite or array.dtype.kind != "f" or is_finite(array):
             return
         if tensor.name not in self._gapped:
             raise InvalidRequest(
@@ -118,6 +123,14 @@ class Contract:
     def _told(self, tensor: Tensor) -> str:
         shape = ["n" if a == "batch" else str(a) for a in tensor.shape]
         return f"{self._types[tensor.name].protocol} [{','.join(shape)}]"
+
+
+def is_finite(array: np.ndarray) -> bool:
+    """Whether an array of floats holds neither NaN nor infinity."""
+    # A sum of squares takes a third of the time, and is finite only where every number is. Not for
+    # many numbers: BLAS would wake threads.
+    few = array.size <= MAX_SQUARED
+    return (few and isfinite(np.vdot(array, array))) or bool(np.isfinite(array).all())
 
 
 def fits(declared: Tensor, shape: Sequence[int]) -> bool:

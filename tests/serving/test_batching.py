@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from serving.config import BatchSettings
 from serving.errors import BackendFailure, Overloaded, ServingError, WaitedTooLong
-from serving.inference.batching import Arrays, Batcher, select
+from serving.inference.batching import Arrays, Batcher, RowCost, select
 from serving.inference.runtime import open_session
 from tests.serving.bundles import digits_graph, digits_rows
 
@@ -259,6 +259,21 @@ def test_a_model_that_got_slow_is_noticed() -> None:
 
     asyncio.run(everyone())
     assert on_loop[0] and not on_loop[-1]
+
+
+def test_what_a_row_takes_is_known_by_kind_and_survives_an_interruption() -> None:
+    cost = RowCost(1.0)
+    assert cost.of("short") == 1.0  # until it ran, the proof's word
+    for _ in range(3):
+        cost.note("short", 0.001)
+    cost.note("short", 5.0)  # the machine was busy with something else
+    assert cost.of("short") < 0.002
+    for _ in range(60):
+        cost.note("short", 0.2)  # that is no interruption
+    assert cost.of("short") == 0.2
+    cost.note("long", 0.7)
+    assert cost.of("long") == 0.7 and cost.of("short") == 0.2
+    assert cost.of("another") == 0.7  # the dearest, until it ran
 
 
 def test_who_is_told_that_it_waited_too_long_may_ask_again_at_once() -> None:
