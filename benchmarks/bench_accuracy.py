@@ -223,7 +223,7 @@ def _judged(
         network: Any = networks.trained(experiment, manifest, kept / "weights")
     else:
         began = time.process_time()
-        network, progress = train(experiment, data, kept, line["key"], lambda each: None)
+        network, _, progress = train(experiment, data, kept, line["key"], lambda each: None)
         line |= {"cpu_s": round(time.process_time() - began, 1), "epoch": progress.best_epoch}
         save_weights(kept / "weights", network.state_dict())
         for checkpoint in kept.glob("*.pt"):

@@ -13,6 +13,7 @@ from pipeline.bundle.manifest import Input, Output, Parity
 from pipeline.export import ExportError
 from pipeline.prepared import Manifest, digest
 from pipeline.split import SPLITS
+from pipeline.start import Origin
 
 FEW_ROWS = 200
 """Test rows up to which a figure says what one of them weighs."""
@@ -33,6 +34,7 @@ def card(
     intervals: Mapping[str, Sequence[float]],
     parity: Parity,
     versions: Mapping[str, str],
+    origin: Origin | None = None,
 ) -> str:
     """The card as Markdown. Raises `ExportError` naming a fact that is missing."""
     for fact in ("title", "licence"):
@@ -92,6 +94,7 @@ def card(
             "",
             f"- Model: {_settings(model)}",
             f"- Training: {_settings(train)}",
+            *([f"- Started from {origin.told()}"] if origin else []),
             "- Versions: "
             + ", ".join(f"{package} {version}" for package, version in versions.items()),
             "",

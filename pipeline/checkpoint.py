@@ -26,12 +26,14 @@ def load_state(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def save_weights(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
-    """Write weights as safetensors, the same bytes for the same weights."""
+def save_weights(
+    path: Path, weights: Mapping[str, torch.Tensor], notes: Mapping[str, str] | None = None
+) -> None:
+    """Write weights as safetensors, the same bytes for the same weights and notes."""
     from safetensors.torch import save_file
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    _atomically(path, lambda draft: save_file(tensors, draft))
+    _atomically(path, lambda draft: save_file(tensors, draft, dict(notes or {}) or None))
 
 
 def load_weights(path: Path) -> dict[str, torch.Tensor]:

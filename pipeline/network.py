@@ -25,8 +25,13 @@ class Network(nn.Module):
         self.body = body
 
     def features(self, *raw: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """What the body reads."""
-        given = self.frontend(*raw)
+        """What the body reads. Frontends keep their precision, whatever a training step is cast to."""
+        device = raw[0].device.type
+        if torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False):
+                given = self.frontend(*raw)
+        else:
+            given = self.frontend(*raw)
         ready: tuple[torch.Tensor, ...] = self.form(given if isinstance(given, tuple) else (given,))
         return ready
 

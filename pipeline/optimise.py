@@ -68,10 +68,11 @@ class Penalty(Section):
 
 
 def build(config: Optimiser, lr: float, network: nn.Module) -> torch.optim.Optimizer:
-    """The optimiser over the network's parameters; weight decay touches matrices only."""
+    """The optimiser over the parameters that learn; weight decay touches matrices only."""
     import torch
 
-    decayed, plain = weights(network), [p for p in network.parameters() if p.ndim < 2]
+    decayed = weights(network)
+    plain = [p for p in network.parameters() if p.ndim < 2 and p.requires_grad]
     groups = [
         {"params": decayed, "weight_decay": config.weight_decay},
         {"params": plain, "weight_decay": 0.0},
@@ -112,5 +113,5 @@ def penalty(config: Penalty, network: nn.Module) -> torch.Tensor | float:
 
 
 def weights(network: nn.Module) -> list[nn.Parameter]:
-    """Matrices and kernels: parameters of two or more axes."""
-    return [p for p in network.parameters() if p.ndim >= 2]
+    """Matrices and kernels that learn: parameters of two or more axes."""
+    return [p for p in network.parameters() if p.ndim >= 2 and p.requires_grad]

@@ -20,6 +20,7 @@ from pipeline import augment, optimise
 from pipeline.augment import Augment, augmented, mixup
 from pipeline.config import ConfigError, Section
 from pipeline.prepared import Rows
+from pipeline.start import settle
 
 if TYPE_CHECKING:
     import torch
@@ -54,6 +55,11 @@ class Config(Section):
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto: cuda where there is one; cuda: an error where there is none"
+    )
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32",
+        description="of the arithmetic of training steps; bf16 is quicker on hardware made for it. "
+        "Weights, frontends, evaluation and export are fp32 in any case",
     )
     optimiser: optimise.Optimiser = optimise.Optimiser()
     schedule: optimise.Schedule = optimise.Schedule()
@@ -129,6 +135,9 @@ def fit(
             "train.batch_size: 1 row, which batch normalisation has nothing to compare with; "
             "set it to 2 or more, or model.batch_norm to false"
         )
+    for name, part in players.items():
+        if not any(parameter.requires_grad for parameter in part.parameters()):
+            raise ConfigError(f"model.freeze: nothing of the {name} is left to train")
     device = next(network.parameters()).device
     optimisers = {
         name: optimise.build(config.optimiser, config.lr, part) for name, part in players.items()
@@ -147,6 +156,7 @@ def fit(
     while progress.epoch < config.epochs and not _patience_ended(progress, config.early_stopping):
         progress.epoch += 1
         network.train()
+        settle(network)
         losses = torch.zeros((), device=device)
         for number, (inputs, taught) in enumerate(_shuffled(train, config, progress.epoch)):
             step = (progress.epoch - 1) * steps_per_epoch + number
@@ -157,7 +167,7 @@ def fit(
                 group["lr"] = config.lr * share
             raw = [tensor.to(device) for tensor in inputs]
             batch = [(part, target.to(device)) for part, target in taught]
-            for player, value in turns(network, raw, batch):
+            for player, value in _cast(turns(network, raw, batch), config.precision, device):
                 losses += value.detach()
                 optimisers[player].zero_grad(set_to_none=True)
                 (value + optimise.penalty(config.penalty, players[player])).backward()
@@ -189,6 +199,20 @@ def fit(
     progress.finished = True
     save_state(folder / "last.pt", _state(key, network, optimisers, progress))
     return progress
+
+
+def _cast(
+    turns: Iterator[tuple[str, torch.Tensor]], precision: str, device: torch.device
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The same turns, each forward pass and its loss in that precision; backward passes follow suit."""
+    import torch
+
+    while True:
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            turn = next(turns, None)
+        if turn is None:
+            return
+        yield turn
 
 
 def _normalises_batches(network: nn.Module) -> bool:

@@ -22,6 +22,7 @@ from pipeline.bundle.manifest import (
 )
 from pipeline.card import card
 from pipeline.profile import profile
+from pipeline.start import notes
 from stages.layout import Layout
 from stages.params import Experiment
 
@@ -64,6 +65,7 @@ def bundle(
             _intervals(layout),
             proven.parity,
             versions,
+            notes(layout.weights).origin,
         ).encode(),
         **files,
     }

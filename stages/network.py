@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pipeline import prepared
 from pipeline.checkpoint import load_weights
 from pipeline.network import Network, assemble
@@ -18,7 +20,17 @@ def task(experiment: Experiment, manifest: prepared.Manifest) -> Any:
 
 def fresh(experiment: Experiment, manifest: prepared.Manifest) -> Network:
     """The network as it starts: weights drawn from torch's generator."""
-    outputs, model = task(experiment, manifest).outputs, experiment.model
+    return _assembled(experiment, manifest, task(experiment, manifest).outputs)
+
+
+def resized(experiment: Experiment, manifest: prepared.Manifest) -> Network:
+    """The network for one more answer: what differs from `fresh` is the head. Draws nothing."""
+    with torch.random.fork_rng(devices=[]):
+        return _assembled(experiment, manifest, task(experiment, manifest).outputs + 1)
+
+
+def _assembled(experiment: Experiment, manifest: prepared.Manifest, outputs: int) -> Network:
+    model = experiment.model
     return assemble(manifest, model.module, model.config, outputs)
 
 

@@ -6,7 +6,6 @@ imports torch, so a mistake is told in a fraction of a second.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,10 +13,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from pydantic import create_model
+
 from pipeline import export, plugins, train
-from pipeline.bundle.manifest import MODEL_NAME
+from pipeline.bundle.manifest import MODEL_NAME, sha256
 from pipeline.config import ConfigError, Section, build, suggestion
 from pipeline.metrics import check_names
+from pipeline.start import Start
+from stages.layout import Layout
 
 PARAMS = Path("params.yaml")
 SECTIONS = ("data", "model", "task", "train", "metrics", "export")
@@ -43,11 +46,18 @@ class Experiment:
     metrics: tuple[str, ...]
     export: export.Config
 
+    @property
+    def start(self) -> Start:
+        """Where its weights come from, as stands beside the model's own settings."""
+        beside: Start = self.model.config
+        return beside
+
     def train_key(self, data_digest: str) -> str:
-        """SHA-256 over all that the training's result follows from: its settings and its data."""
+        """SHA-256 over all that the training's result follows from: settings, data, first weights."""
         settings = self.resolved()
         parts = {name: settings[name] for name in ("data", "model", "task", "train")}
-        return hashlib.sha256(json.dumps([parts, data_digest], sort_keys=True).encode()).hexdigest()
+        first = sha256(self.start.path.read_bytes()) if self.start.path else ""
+        return sha256(json.dumps([parts, data_digest, first], sort_keys=True).encode())
 
     def resolved(self) -> dict[str, Any]:
         """Every setting, defaults included, as plain data."""
@@ -79,6 +89,11 @@ def load(path: Path = PARAMS) -> dict[str, Experiment]:
     for name, entry in entries.items():
         try:
             experiments[name] = _experiment(name, entry)
+        except ConfigError as error:
+            mistakes.append(str(error))
+    for name, experiment in experiments.items():
+        try:
+            _check_start(name, experiment.start.path, [str(each) for each in entries])
         except ConfigError as error:
             mistakes.append(str(error))
     if mistakes:
@@ -128,7 +143,7 @@ def _experiment(name: Any, entry: Any) -> Experiment:
             return None
 
     data = attempt(_plugin, "data", entry["data"], f"{path}.data")
-    model = attempt(_plugin, "model", entry["model"], f"{path}.model")
+    model = attempt(_plugin, "model", entry["model"], f"{path}.model", Start)
     task = attempt(_plugin, "task", entry["task"], f"{path}.task")
     if model and task:
         attempt(_check_body, model, task, f"{path}.model.name")
@@ -140,11 +155,32 @@ def _experiment(name: Any, entry: Any) -> Experiment:
     return Experiment(name, data, model, task, training, metrics, exporting)
 
 
-def _plugin(kind: str, values: Any, path: str) -> Plugin:
+def _plugin(kind: str, values: Any, path: str, *beside: type[Section]) -> Plugin:
+    """The plug-in that `values` name, with its own settings and those `beside` them."""
     if not isinstance(values, Mapping) or "name" not in values:
         raise ConfigError(f"{path}.name: missing; one of {', '.join(plugins.names(kind))}")
     module = plugins.load(kind, values["name"], f"{path}.name")
-    return Plugin(module, build(module.Config, values, path))
+    settings = (
+        create_model("Config", __base__=(*beside, module.Config)) if beside else module.Config
+    )
+    return Plugin(module, build(settings, values, path))
+
+
+def _check_start(name: str, start: Path | None, known: list[str]) -> None:
+    """Raises `ConfigError` for weights in `build/` that no other experiment makes."""
+    path = f"experiments.{name}.model.init_from"
+    if start is None or start.parts[0] != Layout("").build.parts[0]:
+        return
+    others = {str(Layout(each).weights): each for each in known if each != name}
+    if start == Layout(name).weights:
+        raise ConfigError(
+            f"{path}: {start} is what this training writes; name another experiment's"
+        )
+    if str(start) not in others:
+        raise ConfigError(
+            f"{path}: no experiment makes {start}{suggestion(str(start), list(others))}; weights of "
+            "your own belong outside build/"
+        )
 
 
 def _check_body(model: Plugin, task: Plugin, path: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from pipeline.network import Network
+    from pipeline.start import Notes
     from pipeline.train import Progress
 
 
@@ -30,12 +32,12 @@ def command(experiment: Experiment, layout: Layout) -> None:
     curves = LiveCurves(experiment.name, key, experiment.resolved())
     try:
         with exclusive(layout.checkpoints):
-            network, progress = train(
+            network, notes, progress = train(
                 experiment, layout.data, layout.checkpoints, resume_key(key), curves.log
             )
     finally:
         curves.close()
-    save_weights(layout.weights, network.state_dict())
+    save_weights(layout.weights, network.state_dict(), notes.packed())
     write_atomically(layout.history, csv_bytes(progress.history))
 
 
@@ -57,10 +59,11 @@ def train(
     checkpoints: Path,
     key: str,
     log: Callable[[dict[str, float]], None],
-) -> tuple[Network, Progress]:
+) -> tuple[Network, Notes, Progress]:
     """Train on the prepared folder `data`, going on from `checkpoints` where its key is `key`."""
-    from pipeline import prepared
+    from pipeline import prepared, start
     from pipeline import train as loop
+    from pipeline.checkpoint import load_weights
     from pipeline.determinism import make_deterministic
     from stages import network as networks
 
@@ -69,7 +72,16 @@ def train(
     device = loop.choose_device(config.device)
     make_deterministic(config.seed, config.threads)
     task = networks.task(experiment, manifest)
-    network = networks.fresh(experiment, manifest).to(device)
+    network = networks.fresh(experiment, manifest)
+    notes = start.Notes(start.numbering(manifest.inputs, manifest.files))
+    if path := experiment.start.path:
+        other = networks.resized(experiment, manifest)
+        origin = start.begin(
+            network, other, notes.numbering, path, load_weights(path), experiment.start
+        )
+        print(f"starting from {origin.told()}", flush=True)
+        notes = replace(notes, origin=origin)
+    network.to(device)
     watched = sorted({*task.watched, config.early_stopping.metric} - {"loss"})
 
     def score(module: nn.Module, rows: prepared.Rows) -> dict[str, float]:
@@ -93,7 +105,7 @@ def train(
         folder=checkpoints,
         key=key,
     )
-    return network, progress
+    return network, notes, progress
 
 
 if __name__ == "__main__":

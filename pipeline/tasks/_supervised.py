@@ -38,7 +38,7 @@ class Supervised(Contract):
         self, network: nn.Module, raw: Sequence[torch.Tensor], taught: Taught
     ) -> Iterator[tuple[str, torch.Tensor]]:
         """For one batch: a player and the loss that its next step makes smaller, in turn."""
-        answer = network(*raw)
+        answer = network(*raw).float()  # a loss is taken in full precision
         value = answer.new_zeros(())
         for share, target in taught:
             value = value + share * self.loss(answer, target)

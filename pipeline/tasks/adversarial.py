@@ -106,7 +106,7 @@ class Task(Generative):
 
         def verdict(pictures: torch.Tensor, real: float, labels: Taught) -> torch.Tensor:
             """Cross-entropy of what the discriminator says with `real` and labels, as it should be."""
-            told = network(pictures)  # [batch, 1 + latent]
+            told = network(pictures).float()  # [batch, 1 + latent]
             apart = told[:, :1]
             loss = functional.binary_cross_entropy_with_logits(apart, torch.full_like(apart, real))
             for share, label in labels:
@@ -253,10 +253,11 @@ def _towards(average: nn.Module, last: nn.Module, share: float) -> None:
 @contextmanager
 def _still(player: nn.Module) -> Iterator[None]:
     """Without gradients of the player's own: it passes them on, and learns nothing."""
-    for parameter in player.parameters():
+    learning = [parameter for parameter in player.parameters() if parameter.requires_grad]
+    for parameter in learning:
         parameter.requires_grad_(False)
     try:
         yield
     finally:
-        for parameter in player.parameters():
+        for parameter in learning:
             parameter.requires_grad_(True)

@@ -102,7 +102,8 @@ class Task(Generative):
 
         # Drawn on the CPU: the same numbers on every device.
         noise = torch.randn(len(raw[0]), self.outputs).to(raw[0].device)
-        _, mean, log_variance, logits = _through(network, raw[0], noise)
+        found = _through(network, raw[0], noise)
+        _, mean, log_variance, logits = (each.float() for each in found)
         reconstruction = self.reconstruction(logits, levels(raw[0]))
         divergence = _divergence(mean, log_variance).sum(1)
         yield "network", (reconstruction + self.config.beta * divergence).mean()

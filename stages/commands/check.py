@@ -11,20 +11,28 @@ from pathlib import Path
 import click
 
 from pipeline.config import ConfigError
+from pipeline.start import NEW
 from stages.commands.remove import listed_in_graph
 from stages.entry import fail
-from stages.params import load
+from stages.params import load, read
 
 
 @click.command(name="check")
 def command() -> None:
     """Check params.yaml whole, as every stage does; nothing is run and nothing deleted."""
     try:
-        experiments = load()
+        experiments, raw = load(), read()
         for name, experiment in experiments.items():
             path = Path(experiment.data.config.path)
             if not path.exists():
                 raise ConfigError(f"experiments.{name}.data.path: {path} does not exist")
+            if "init_from" not in raw["experiments"][name]["model"]:
+                raise ConfigError(
+                    f"experiments.{name}.model.init_from: missing, and DVC reads it; write down {NEW!r}"
+                )
+            first = experiment.start.path
+            if first and first.parts[0] != "build" and not first.exists():  # a training makes those
+                raise ConfigError(f"experiments.{name}.model.init_from: {first} does not exist")
     except ConfigError as error:
         fail(str(error), 2)
     for name in sorted(listed_in_graph() - set(experiments)):

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from pipeline import export, metrics, plugins, train
+from pipeline.start import Start
 
 
 @click.command(name="settings")
@@ -33,6 +34,7 @@ def reference() -> str:
             module = plugins.load(kind, name, kind)
             lines += _section(f"`{kind}` with `name: {name}`", module.Config)
             lines += _of_its_own(module.Task) if kind == "task" else []
+        lines += _section("`model`, whatever its name", Start) if kind == "model" else []
     lines += _section("`train`", train.Config)
     lines += [
         "## `metrics`",

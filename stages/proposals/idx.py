@@ -72,6 +72,7 @@ data:
     seed: 0
 model:
 {model}
+  init_from: data/new-weights
 task:
   name: classification
   label_smoothing: 0.0

@@ -165,6 +165,7 @@ data:
     seed: 0
 model:
 {model}
+  init_from: data/new-weights
 task:
   name: classification
   label_smoothing: 0.05

@@ -274,6 +274,7 @@ model:
   batch_norm: false
   dropout: {dropout}
   initialisation: default
+  init_from: data/new-weights
 task:
 {task}
 train:

@@ -197,6 +197,7 @@ model:
   pooling: attention
   dropout: 0.4
   initialisation: orthogonal
+  init_from: data/new-weights
 task:
   name: classification
   label_smoothing: 0.0

@@ -69,7 +69,8 @@ def gather(experiment: Experiment, layout: Layout) -> Facts:
     data = train = None
     if (layout.data / prepared.MANIFEST).is_file():
         data = prepared.digest(prepared.read_manifest(layout.data))
-        train = experiment.train_key(data)
+        if experiment.start.path is None or experiment.start.path.is_file():
+            train = experiment.train_key(data)
     weights = digest_of(layout.weights)
     onnx = bundle.manifest.files[bundle.manifest.variants["fp32"].file].sha256
     git = git_state()

@@ -15,6 +15,7 @@ from stages.params import Experiment, load
 if TYPE_CHECKING:
     from pipeline.network import Network
     from pipeline.prepared import Manifest
+    from pipeline.start import Notes
     from pipeline.train import Progress
 
 SETTINGS: dict[str, Any] = {
@@ -55,6 +56,7 @@ class Trained:
     experiment: Experiment
     manifest: Manifest
     network: Network
+    notes: Notes
     progress: Progress
     checkpoints: Path
     logged: list[dict[str, float]] = field(default_factory=list)
@@ -83,6 +85,6 @@ def train(
         logged.append(line)
         log(line)
 
-    network, progress = run(chosen, data, checkpoints, key, keep)
+    network, notes, progress = run(chosen, data, checkpoints, key, keep)
     manifest = prepared.read_manifest(data)
-    return Trained(chosen, manifest, network, progress, checkpoints, logged)
+    return Trained(chosen, manifest, network, notes, progress, checkpoints, logged)

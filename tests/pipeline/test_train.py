@@ -218,6 +218,47 @@ def test_a_batch_larger_than_the_data_is_refused(digits, tmp_path):
         train(digits, tmp_path, {"train.batch_size": 5000})
 
 
+BF16 = {
+    "model": {"name": "cnn", "convolutions": 1, "width": 8, "dropout": 0.2},
+    "train.precision": "bf16",
+}
+
+
+def test_bf16_learns_as_well_keeps_weights_in_fp32_and_repeats_itself(digits, tmp_path):
+    cast, again, full = (
+        train(digits, tmp_path / name, BF16 | {"train.precision": precision, "train.epochs": 4})
+        for name, precision in (("one", "bf16"), ("other", "bf16"), ("full", "fp32"))
+    )
+    assert cast.weights == again.weights != full.weights
+    assert {t.dtype for t in cast.network.state_dict().values()} == {torch.float32, torch.int64}
+    last, exact = (run.progress.history[-1]["validation_loss"] for run in (cast, full))
+    assert last == pytest.approx(exact, rel=0.1)
+    rows = prepared.read(digits, "validation")
+    image = torch.from_numpy(np.array(rows.arrays["image"]))
+    assert cast.network(image).dtype == torch.float32
+
+
+@pytest.mark.parametrize("model", ["mlp", "resnet", "recurrent", "transformer", "vae", "gan"])
+def test_any_network_learns_in_bf16_and_its_frontend_stays_exact(digits, tmp_path, model):
+    task = {"vae": "reconstruction", "gan": "adversarial"}.get(model, "classification")
+    metrics = {"vae": ["bound"], "gan": ["distance"]}.get(model, ["accuracy"])
+    settings = {"model": {"name": model}, "task": {"name": task}, "metrics": metrics}
+    seen = set()
+    hook = torch.nn.modules.module.register_module_forward_hook(
+        lambda module, given, out: (
+            seen.add((type(module).__name__, out.dtype))
+            if isinstance(out, torch.Tensor) and module.training
+            else None
+        )
+    )
+    try:
+        run = train(digits, tmp_path, settings | {"train.epochs": 1, "train.precision": "bf16"})
+    finally:
+        hook.remove()
+    assert ("Pixels", torch.float32) in seen and torch.bfloat16 in {dtype for _, dtype in seen}
+    assert np.isfinite(run.progress.history[0]["train_loss"])
+
+
 @pytest.mark.parametrize("model", ["mlp", "cnn"])
 def test_batch_normalisation_over_one_row_is_refused(digits, tmp_path, model):
     alone = {"model.name": model, "model.batch_norm": True, "train.batch_size": 1}
@@ -272,5 +313,8 @@ def test_cuda_asked_for_and_not_had_is_refused(digits, tmp_path):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_it_learns_on_cuda(digits, tmp_path):
-    run = train(digits, tmp_path, {"train.device": "cuda", "train.epochs": 8})
+    cuda = {"train.device": "cuda", "train.epochs": 8}
+    cast = train(digits, tmp_path / "cast", BF16 | cuda)
+    assert cast.progress.history[-1]["validation_accuracy"] > 0.85
+    run = train(digits, tmp_path, cuda)
     assert run.progress.history[-1]["validation_accuracy"] > 0.85

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import re
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
 from tests.project import QUICK, Project, new_project
 
@@ -124,6 +126,24 @@ def test_another_metric_evaluates_again_without_training(project: Project) -> No
     assert len(found) == 2
     assert len({run["train.key"] for run in found}) == 1
     assert {points(project, run["id"], "train_loss") for run in found} == {3}
+
+
+def test_a_fine_tuning_follows_the_weights_it_starts_from(project: Project) -> None:
+    yaml, path = YAML(), project.folder / "params.yaml"
+    settings = yaml.load(path)
+    tuned = copy.deepcopy(settings["experiments"][QUICK])
+    tuned["model"] |= {"init_from": f"build/{QUICK}/weights.safetensors", "freeze": ["body.[01].*"]}
+    settings["experiments"]["tuned"] = tuned
+    yaml.dump(settings, path)
+    output = project.repro("verify@tuned")
+    assert f"train@{QUICK}" not in re.findall(r"Running stage '([^']+)'", output)
+    assert "proven" in output and "frozen: body.0.weight, body.0.bias\n" in output
+    card = (project.folder / "bundles" / "tuned" / "card.md").read_text()
+    assert f"Started from 8 tensors of build/{QUICK}/weights.safetensors" in card
+    project.edit(QUICK, "train.epochs", 1)
+    output = project.repro("train@tuned")
+    again = re.findall(r"Running stage '([^']+)'", output)
+    assert again == [f"train@{QUICK}", "train@tuned"]
 
 
 def test_learning_rate_there_and_back_restores_from_the_cache(
