@@ -309,6 +309,7 @@ class DataPlane:
             probabilities=reading.probabilities,
             prediction=reading.prediction,
             units=reading.units,
+            hint=reading.hint,
         )
 
 

@@ -91,7 +91,7 @@ class Reading:
 
     Of a classifier `label` and `probabilities`; of a model that may say several labels, `labels` (those
     that hold) and `probabilities`; of a regression `prediction`, a number in `units`. Labels are in the
-    order of their probabilities, the likeliest first.
+    order of their probabilities, the likeliest first. `hint` is why the answer is likely worthless.
     """
 
     label: str | None = None
@@ -99,6 +99,7 @@ class Reading:
     probabilities: Mapping[str, float] = field(default_factory=dict)
     prediction: float | None = None
     units: str | None = None
+    hint: str | None = None
 
     def told(self) -> dict[str, Any]:
         """As JSON has it: the parts that there are."""

@@ -125,17 +125,19 @@ def prediction(reply: Reply, body: bytes) -> Prediction:
     told = _object(body, reply)
     try:
         labels, number = told.get("labels"), told.get("prediction")
+        parameters = told.get("parameters", {})
         if not {"label", "labels", "prediction"} & told.keys():
             raise KeyError("label")
         return Prediction(
             model_name=told["model_name"],
             model_version=str(told["model_version"]),
-            bundle=str(told.get("parameters", {}).get("bundle", "")),
+            bundle=str(parameters.get("bundle", "")),
             label=told.get("label"),
             labels=None if labels is None else tuple(labels),
             probabilities={n: float(v) for n, v in told.get("probabilities", {}).items()},
             prediction=None if number is None else float(number),
             units=told.get("units"),
+            hint=parameters.get("hint"),
         )
     except (KeyError, TypeError, ValueError, AttributeError):
         raise ServerError(f"the answer is not a prediction: {told!r:.200}", reply.status) from None

@@ -154,13 +154,14 @@ def _origin(name: str, version: str) -> bytes:
 
 
 def encode_prediction(prediction: Prediction) -> bytes:
-    """The answer of the door for people."""
+    """The answer of the door for people. A hint speaks of the query, not of the command's option."""
+    hint = prediction.hint and prediction.hint.replace("--invert", "?invert=true")
     return orjson.dumps(
         {
             "model_name": prediction.model_name,
             "model_version": prediction.model_version,
             **prediction.told(),
-            "parameters": {"bundle": prediction.bundle},
+            "parameters": {"bundle": prediction.bundle} | ({"hint": hint} if hint else {}),
         }
     )
 

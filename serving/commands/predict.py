@@ -60,7 +60,8 @@ def command(
     except (BundleError, PredictError) as error:
         fail(error)
     if as_json:
-        click.echo(json.dumps(reading.told(), ensure_ascii=False))
+        said = reading.told() | ({"hint": told} if told else {})
+        click.echo(json.dumps(said, ensure_ascii=False))
     else:
         click.echo(drawn(reading))
     if told:
@@ -85,11 +86,7 @@ def ask_bundle(folder: Path, payload: bytes, invert: bool) -> tuple[Reading, str
         reading = prediction.reading(output, model.session.run(row))
     except ServingError as error:
         raise PredictError(f"{folder}: {error}") from error
-    hints = (
-        hint(decoder, payload, bundle.contents, invert=invert)
-        for decoder in prediction.decoders(bundle.manifest).values()
-    )
-    return reading, next(filter(None, hints), None)
+    return reading, prediction.hint(bundle.manifest, bundle.contents, payload, invert=invert)
 
 
 def ask_server(
@@ -109,7 +106,8 @@ def ask_server(
         raise PredictError(str(error)) from None
     told = [text for name, text in properties.items() if name.partition(".")[0] == "decoder"]
     hints = (_hint(decoder, payload, invert) for decoder in told)
-    return answer, next(filter(None, hints), None)
+    # Ours speaks of --invert; where our side cannot tell, the server's does.
+    return answer, next(filter(None, hints), answer.hint)
 
 
 def _hint(decoder: str, payload: bytes, invert: bool) -> str | None:

@@ -135,16 +135,20 @@ class Model:
         self._decoding += 1
         try:
             # In a thread: a large picture takes a second, and every other client would wait for it.
-            arrays = await asyncio.get_running_loop().run_in_executor(
-                self._decoder,
-                lambda: prediction.row(self.manifest, self._files, payload, invert=invert),
+            arrays, hint = await asyncio.get_running_loop().run_in_executor(
+                self._decoder, self._read, payload, invert
             )
         except DecodeError as error:
             raise InvalidRequest(str(error)) from error
         finally:
             self._decoding -= 1
         answers = await self._batcher.submit(arrays, 1, _signature(arrays), call)
-        return prediction.reading(output, answers)
+        return replace(prediction.reading(output, answers), hint=hint)
+
+    def _read(self, payload: bytes, invert: bool) -> tuple[Arrays, str | None]:
+        """A file as a row, and what a person should be told of it. Raises `DecodeError`."""
+        row = prediction.row(self.manifest, self._files, payload, invert=invert)
+        return row, prediction.hint(self.manifest, self._files, payload, invert=invert)
 
     @property
     def waiting(self) -> tuple[int, int]:

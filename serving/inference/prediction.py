@@ -56,6 +56,14 @@ def row(manifest: Manifest, files: Mapping[str, bytes], payload: bytes, *, inver
         raise Unsupported(f"model {manifest.name!r}: {error}; tensors go to .../infer") from error
 
 
+def hint(
+    manifest: Manifest, files: Mapping[str, bytes], payload: bytes, *, invert: bool
+) -> str | None:
+    """Why the answer about a file that `row` reads is likely worthless; None where it is not."""
+    told = (registry.hint(d, payload, files, invert=invert) for d in decoders(manifest).values())
+    return next(filter(None, told), None)
+
+
 def example(manifest: Manifest) -> str:
     """What a file for a model that reads files may be called."""
     return registry.example(next(iter(decoders(manifest).values())))

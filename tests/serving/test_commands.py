@@ -21,6 +21,7 @@ from pipeline import cli
 from pipeline.bundle.decode import decode
 from pipeline.bundle.decode.image import ImageDecoder
 from pipeline.bundle.manifest import read
+from serving.client import Client
 from tests.serving.bundles import answers, digits_graph, make_bundle, make_series_bundle
 from tests.serving.live import ROOT, Live
 from tests.serving.test_control import with_ballast
@@ -197,10 +198,24 @@ def test_a_picture_with_nothing_drawn(
         result = slipway("predict", where, "-", "--json", *options, given=payload)
         assert result.exit_code == 0 and json.loads(result.stdout)["label"]
         if told is None:
-            assert result.stderr == ""
+            assert result.stderr == "" and "hint" not in json.loads(result.stdout)
         else:
             (line,) = result.stderr.splitlines()
             assert line.startswith("hint: nothing is drawn") and told in line
+            assert line == f"hint: {json.loads(result.stdout)['hint']}"
+
+
+def test_the_answer_of_a_server_has_the_hint(one_model: Live) -> None:
+    path = "/v2/models/digits-test/predict"
+    told = []
+    for payload in (strokes_on_nothing(0), strokes_on_nothing(255)):
+        status, _, body = one_model.ask("POST", path, payload)
+        assert status == 200
+        told.append(json.loads(body)["parameters"].get("hint"))
+    assert told[0].startswith("nothing is drawn") and "; try ?invert=true (" in told[0]
+    assert told[1] is None
+    with Client(f"http://127.0.0.1:{one_model.port}") as client:
+        assert client.predict("digits-test", strokes_on_nothing(0)).hint == told[0]
 
 
 def test_a_stroke_too_thin_for_the_model(bundle: Path) -> None:

@@ -278,7 +278,19 @@ def _file(output: Output, media: Sequence[str]) -> Document:
             "model_name": {"type": "string"},
             "model_version": {"type": "string"},
             **said,
-            "parameters": {"type": "object"},
+            "parameters": {
+                "type": "object",
+                "properties": {
+                    "bundle": {
+                        "type": "string",
+                        "description": "digest of the bundle that answered",
+                    },
+                    "hint": {
+                        "type": "string",
+                        "description": "why the answer is likely worthless, where it seems so",
+                    },
+                },
+            },
         },
     }
     return {

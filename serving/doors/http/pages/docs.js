@@ -39,7 +39,9 @@ async function ask(place, path, body, type, show) {
 }
 
 function said(told) {
-  if (told.prediction !== undefined) return [element("h3", `${told.prediction} ${told.units}`)];
+  const hint = told.parameters?.hint ? [element("p", "hint: " + told.parameters.hint)] : [];
+  for (const line of hint) line.className = "bad";
+  if (told.prediction !== undefined) return [element("h3", `${told.prediction} ${told.units}`), ...hint];
   const grid = element("div");
   grid.className = "scores";
   // Sorted here: an object of JavaScript has numbers as names in their own order.
@@ -51,7 +53,7 @@ function said(told) {
     bar.ariaLabel = label;
     grid.append(element("span", label), bar, element("span", (100 * share).toFixed(1) + " %"));
   }
-  return [element("h3", told.label ?? (told.labels.join(", ") || "none")), grid];
+  return [element("h3", told.label ?? (told.labels.join(", ") || "none")), ...hint, grid];
 }
 
 function raw(told, text) {
