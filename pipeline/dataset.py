@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -114,9 +115,60 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
+class Listed(DataError):
+    """Many mistakes of one kind: the first `shown` on a line each, the rest counted."""
+
+    def __init__(self, mistakes: list[str], what: str, shown: int = SHOWN) -> None:
+        self.mistakes, self.what = mistakes, what
+        lines = [f"{what}:", *(f"  {mistake}" for mistake in mistakes[:shown])]
+        if len(mistakes) > shown:
+            lines.append(f"  ... and {len(mistakes) - shown} more")
+        super().__init__("\n".join(lines))
+
+
 def listed(mistakes: list[str], what: str) -> DataError:
     """One error for many: the first `SHOWN` on a line each, the rest counted."""
-    lines = [f"{what}:", *(f"  {mistake}" for mistake in mistakes[:SHOWN])]
-    if len(mistakes) > SHOWN:
-        lines.append(f"  ... and {len(mistakes) - SHOWN} more")
-    return DataError("\n".join(lines))
+    return Listed(mistakes, what)
+
+
+class Faults:
+    """What several checks find wrong, told as one error: who mends a file wants to do it once.
+
+    Kinds share the `SHOWN` lines of an error evenly.
+    """
+
+    def __init__(self) -> None:
+        self._found: list[DataError] = []
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Keep a `DataError` that is raised within; what comes after goes on without its result."""
+        try:
+            yield
+        except DataError as error:
+            self._found += error.faults if isinstance(error, Several) else [error]
+
+    def settle(self) -> None:
+        """Raise `DataError` with everything that was found, if anything was."""
+        if len(self._found) == 1:
+            raise self._found[0]
+        if self._found:
+            raise Several(self._found)
+
+
+class Several(DataError):
+    """Faults of several kinds, one below the other."""
+
+    def __init__(self, faults: list[DataError]) -> None:
+        self.faults = faults
+        share = max(1, SHOWN // len(faults))
+        super().__init__(
+            "\n".join(
+                str(
+                    Listed(fault.mistakes, fault.what, share)
+                    if isinstance(fault, Listed)
+                    else fault
+                )
+                for fault in faults
+            )
+        )

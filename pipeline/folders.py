@@ -16,8 +16,8 @@ import os
 import re
 import stat
 import tarfile
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -27,7 +27,7 @@ import numpy as np
 from pydantic import Field
 
 from pipeline.config import Section
-from pipeline.dataset import DataError, counted, listed
+from pipeline.dataset import DataError, Faults, counted, listed
 
 LITTER = frozenset({"__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle.bin"})
 PARTS = {
@@ -164,6 +164,30 @@ def source(path: Path, expected: str) -> Source:
     if path.is_file() and tarfile.is_tarfile(path):
         return _of_archive(path)
     raise DataError(f"{path}: expected {expected}")
+
+
+def looked_through(
+    look: Callable[[], Found],
+    read: Callable[[Sequence[str]], Iterator[np.ndarray]],
+    found_in: Source,
+    kind: Kind,
+) -> Found:
+    """What `look` finds by the names alone.
+
+    Where it raises `DataError` every file of the kind is read as well, so that one error tells of the
+    names and of what is inside: who mends a folder wants to do it once.
+    """
+    try:
+        return look()
+    except DataError as error:
+        faults = Faults()
+        with faults.noted():
+            raise error
+        with faults.noted():
+            places = [p for p in found_in.below("") if kind.of(PurePosixPath(p).name) == kind.noun]
+            deque(read([place for place in places if _is_text(place)]), 0)
+        faults.settle()
+        raise
 
 
 def scan(found_in: Source, kind: Kind) -> Found:

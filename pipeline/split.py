@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline import target
 from pipeline.config import ConfigError
-from pipeline.dataset import RawData, Split, listed
+from pipeline.dataset import Faults, RawData, Split, listed
 
 SPLITS = ("train", "validation", "test")
 
@@ -83,25 +83,29 @@ def check_identical(raw: RawData, identity: np.ndarray) -> int:
     first, second = order[:-1][same], order[1:][same]
     if raw.ambiguous:
         return len(first)
-    _refuse(
-        raw,
-        (first, second),
-        target.differ(raw.target, first, second),
-        "identical rows have different labels; correct or remove them",
-        lambda row: target.told(raw, row),
-    )
+    faults = Faults()
+    with faults.noted():
+        _refuse(
+            raw,
+            (first, second),
+            target.differ(raw.target, first, second),
+            "identical rows have different labels; correct or remove them",
+            lambda row: target.told(raw, row),
+        )
     given = np.zeros(len(raw.target), np.int8)
     for part, rows in (("validation", raw.given_validation), ("test", raw.given_test)):
         if rows is not None:
             given[rows] = SPLITS.index(part)
-    _refuse(
-        raw,
-        (first, second),
-        given[first] != given[second],
-        "rows of a given set are also in another, so its figures would flatter; "
-        "remove them from one of the two",
-        lambda row: SPLITS[given[row]],
-    )
+    with faults.noted():
+        _refuse(
+            raw,
+            (first, second),
+            given[first] != given[second],
+            "rows of a given set are also in another, so its figures would flatter; "
+            "remove them from one of the two",
+            lambda row: SPLITS[given[row]],
+        )
+    faults.settle()
     return len(first)
 
 

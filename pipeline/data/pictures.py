@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -63,18 +63,23 @@ def load(config: Config, root: Path) -> RawData:
     """Every picture of the folder: `image` uint8 `[rows, height, width, channels]`, streamed.
 
     Raises `DataError` that lists what is wrong with the folder by file. What is wrong inside the
-    files is listed by the stream, once it has tried them all.
+    files is listed by the stream, once it has tried them all; at once where the folder is at fault.
     """
     found_in = _source(root / config.path)
-    found = folders.scan(found_in, PICTURES)
-    if found.passed_over():
-        print(f"{config.path}: {found.passed_over()}", flush=True)
     decoder = ImageDecoder(
         height=config.height,
         width=config.width,
         channels=config.channels,
         **config.fit.model_dump(),
     )
+    found = folders.looked_through(
+        lambda: folders.scan(found_in, PICTURES),
+        lambda files: _rows(decoder, found_in, files),
+        found_in,
+        PICTURES,
+    )
+    if found.passed_over():
+        print(f"{config.path}: {found.passed_over()}", flush=True)
     return RawData(
         rows=Encoded.one(
             Input(
@@ -84,7 +89,7 @@ def load(config: Config, root: Path) -> RawData:
                 decoder=decoder,
                 units="grey level 0-255" if config.channels == 1 else "RGB level 0-255",
             ),
-            Stream(len(found.files), lambda: _rows(decoder, found_in, found)),
+            Stream(len(found.files), lambda: _rows(decoder, found_in, found.files)),
         ),
         target=found.target(),
         labels=found.classes,
@@ -107,10 +112,10 @@ def _source(path: Path) -> Source:
     )
 
 
-def _rows(decoder: ImageDecoder, found_in: Source, found: Found) -> Iterator[np.ndarray]:
+def _rows(decoder: ImageDecoder, found_in: Source, files: Sequence[str]) -> Iterator[np.ndarray]:
     mistakes, empty = [], []
     with found_in.opened() as read:
-        for file in found.files:
+        for file in files:
             try:
                 row = decode(decoder, read(file))
                 if row.max() == row.min():

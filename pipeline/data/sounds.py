@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -72,13 +72,18 @@ def load(config: Config, root: Path) -> RawData:
     """Every sound: `waveform` int16 `[rows, samples]`, streamed, filled up with zeros.
 
     Raises `DataError` that lists what is wrong with the names. What is wrong inside the files is
-    listed by the stream, once it has tried them all.
+    listed by the stream, once it has tried them all; at once where the names are at fault.
     """
     found_in = _source(root / config.path)
-    found = scan(config, found_in)
+    decoder = SoundDecoder(rate=config.rate, **config.cut.model_dump())
+    found = folders.looked_through(
+        lambda: scan(config, found_in),
+        lambda files: _rows(decoder, found_in, files),
+        found_in,
+        SOUNDS,
+    )
     if found.passed_over():
         print(f"{config.path}: {found.passed_over()}", flush=True)
-    decoder = SoundDecoder(rate=config.rate, **config.cut.model_dump())
     declared = Input(
         name="waveform",
         dtype="int16",
@@ -89,7 +94,7 @@ def load(config: Config, root: Path) -> RawData:
     )
     return RawData(
         rows=Encoded.one(
-            declared, Stream(len(found.files), lambda: _rows(decoder, found_in, found))
+            declared, Stream(len(found.files), lambda: _rows(decoder, found_in, found.files))
         ),
         target=found.target(),
         labels=found.classes,
@@ -115,10 +120,10 @@ def _source(path: Path) -> Source:
     return folders.source(path, "a folder with one folder of sounds for each class, or a tar of it")
 
 
-def _rows(decoder: SoundDecoder, found_in: Source, found: Found) -> Iterator[np.ndarray]:
+def _rows(decoder: SoundDecoder, found_in: Source, files: Sequence[str]) -> Iterator[np.ndarray]:
     mistakes = []
     with found_in.opened() as read:
-        for file in found.files:
+        for file in files:
             try:
                 row = decode(decoder, read(file))
                 if not row.any():

@@ -23,7 +23,7 @@ from pipeline.bundle.decode.numeric import NumericDecoder
 from pipeline.bundle.manifest import Input
 from pipeline.columns import Column, Table, read
 from pipeline.config import Section, suggestion
-from pipeline.dataset import DataError, Encoded, RawData, Split, listed
+from pipeline.dataset import DataError, Encoded, Faults, RawData, Split, listed
 from pipeline.frontends import columns as frontend
 
 MOST_CLASSES = 1000
@@ -106,17 +106,26 @@ def load(config: Config, root: Path) -> RawData:
     Raises `DataError` that lists what is wrong by row.
     """
     table = read(root / config.path, config.gaps)
+    faults = Faults()
     for name in (*config.targets, *config.numeric, *config.categorical, *config.ignore):
-        _there(table, name)
-    target, labels = taught(table, config)
-    found = sort_out(table, config)
-    if found.ignored:
-        told = "; ".join(f"{name!r} ({why})" for name, why in found.ignored.items())
-        print(f"{config.path}: columns ignored: {told}", flush=True)
-    _check_cells(table, found)
-    _check_log(table, found, config.encoding.log)
+        with faults.noted():
+            _there(table, name)
+    faults.settle()
+    with faults.noted():
+        target, labels = taught(table, config)
+    with faults.noted():
+        found = sort_out(table, config)
+        if found.ignored:
+            told = "; ".join(f"{name!r} ({why})" for name, why in found.ignored.items())
+            print(f"{config.path}: columns ignored: {told}", flush=True)
+        with faults.noted():
+            _check_cells(table, found)
+        with faults.noted():
+            _check_log(table, found, config.encoding.log)
+    with faults.noted():
+        given = _given(table, config)
+    faults.settle()
     _check_leaks(table, found, target)
-    given = _given(table, config)
     return RawData(
         rows=lambda train: _encoded(config, found, train),
         target=target,
@@ -141,6 +150,34 @@ def taught(table: Table, config: Config) -> tuple[np.ndarray, tuple[str, ...]]:
             raise DataError(
                 f"{table.path}: {column.name}: {column.unread}; a target is a number or a class"
             )
+    faults = Faults()
+    with faults.noted():
+        _check_filled(table, columns)
+    if not all(map(len, columns)):  # nothing but gaps: there is no more to say
+        faults.settle()
+    if isinstance(config.target, tuple):
+        with faults.noted():
+            tags = _tags(table, columns)
+        faults.settle()
+        return tags, config.targets
+    (column,) = columns
+    kind = kind_of_target(column) if config.teaches == "auto" else config.teaches
+    if kind == "class":
+        with faults.noted():
+            classes = _classes(table, column)
+        faults.settle()
+        return classes
+    with faults.noted():
+        _check_numbers(table, column)
+    faults.settle()
+    numbers = column.numbers()
+    if numbers.min() == numbers.max():
+        raise DataError(f"{table.path}: {column.name} is {numbers[0]:g} in every row")
+    return numbers, ()
+
+
+def _check_filled(table: Table, columns: Sequence[Column]) -> None:
+    """Raise `DataError` listing the rows that have no target."""
     missing = [
         f"{table.row(row)}: no {column.name}"
         for column in columns
@@ -148,21 +185,15 @@ def taught(table: Table, config: Config) -> tuple[np.ndarray, tuple[str, ...]]:
     ]
     if missing:
         raise listed(missing, f"{table.path}: rows without a target; fill or remove them")
-    if isinstance(config.target, tuple):
-        return _tags(table, columns), config.targets
-    (column,) = columns
-    kind = kind_of_target(column) if config.teaches == "auto" else config.teaches
-    if kind == "class":
-        return _classes(table, column)
+
+
+def _check_numbers(table: Table, column: Column) -> None:
+    """Raise `DataError` listing the targets that are no numbers."""
     wrong = [_mistake(table, column, row) for row in _not_numbers(column)]
     if wrong:
         raise listed(
             wrong, f"{table.path}: targets that are no finite number; mend or remove these rows"
         )
-    numbers = column.numbers()
-    if numbers.min() == numbers.max():
-        raise DataError(f"{table.path}: {column.name} is {numbers[0]:g} in every row")
-    return numbers, ()
 
 
 def kind_of_target(column: Column) -> Literal["class", "number"]:
@@ -269,12 +300,12 @@ def _tags(table: Table, columns: Sequence[Column]) -> np.ndarray:
     mistakes, held = [], []
     for column in columns:
         said = [truth.get(column.text(code).lower()) for code in range(len(column))]
-        wrong = np.array([value is None for value in said])[column.codes]
+        wrong = np.array([*(value is None for value in said), False])[column.codes]  # a gap is -1
         mistakes += [
             f"{table.row(row)}: {column.name} is {column.text(column.codes[row])!r}"
             for row in np.flatnonzero(wrong)
         ]
-        held.append(np.array([bool(value) for value in said])[column.codes])
+        held.append(np.array([*(bool(value) for value in said), False])[column.codes])
     if mistakes:
         raise listed(mistakes, f"{table.path}: labels that are neither 0 nor 1")
     return np.stack(held, 1)

@@ -19,7 +19,7 @@ from pipeline.bundle.decode import DecodeError, decode
 from pipeline.bundle.decode.text import MAX_BYTES, TOKENIZER, TextDecoder, text_of
 from pipeline.bundle.manifest import Input
 from pipeline.config import Section, suggestion
-from pipeline.dataset import DataError, Encoded, RawData, Split, listed
+from pipeline.dataset import DataError, Encoded, Faults, RawData, Split, listed
 from pipeline.frontends import tokens as frontend
 from pipeline.tokens import Vocabulary
 
@@ -77,7 +77,12 @@ class Table:
 def load(config: Config, root: Path) -> RawData:
     """Every row as `token_ids` int64 `[rows, tokens]`. Raises `DataError` that lists rows by line."""
     table = read(root / config.path, config)
-    texts, labels = sort_out(table, config)
+    faults = Faults()
+    with faults.noted():
+        texts, labels = sort_out(table, config)
+    with faults.noted():
+        given = _given(table, config)
+    faults.settle()
     known = sorted(set(labels), key=_by_number(labels))
     if len(known) < 2:
         raise DataError(f"{config.path}: {config.label} is {known[0]!r} in every row")
@@ -87,7 +92,6 @@ def load(config: Config, root: Path) -> RawData:
             "are labels; name another column"
         )
     target = np.array([known.index(label) for label in labels], np.int64)
-    given = _given(table, config)
     payloads = [text.encode() for text in texts]
     return RawData(
         rows=lambda train: _encoded(config, texts, payloads, train),

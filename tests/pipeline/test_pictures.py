@@ -342,6 +342,15 @@ def test_every_mistake_is_told_and_the_rest_counted(tmp_path):
     assert message.count("not a readable picture") == 20 and "... and 5 more" in message
 
 
+def test_names_and_contents_at_fault_are_one_error(tmp_path):
+    folder = classes(tmp_path / "set", count=3)
+    (folder / "a" / "0.png").write_bytes(b"no")
+    (folder / "nothing").mkdir()
+    message = refusal(tmp_path)
+    assert "nothing/: a class without pictures" in message
+    assert "a/0.png: not a readable picture" in message
+
+
 def test_a_folder_that_is_not_there_is_told(tmp_path):
     assert "expected a folder with one folder of pictures for each class" in refusal(tmp_path)
 

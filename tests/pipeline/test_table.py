@@ -101,6 +101,23 @@ def test_the_mistakes_of_every_column_are_one_list(load: Load) -> None:
     assert "row 42: a is 'x'" in str(caught.value) and "row 43: c is 'x'" in str(caught.value)
 
 
+def test_mistakes_of_several_kinds_are_one_error(load: Load) -> None:
+    text = "a,b,s,y\n" + rows(lambda i: (i * 1.5, "pqr"[i % 3], "train", other(i)))
+    bad = "x,p,tryal,\n" * 30 + "2,q,test,inf\n"
+    with pytest.raises(DataError) as caught:
+        load(text + bad, numeric=["a"], split_column="s")
+    message = str(caught.value)
+    for part in (
+        "rows without a target; fill or remove them:\n  row 42: no y",
+        "mend or remove these rows:\n  row 72: y is 'inf'",
+        "under data.gaps:\n  row 42: a is 'x'",
+        "s is neither train, validation nor test:\n  row 42: 'tryal'",
+    ):
+        assert part in message, message
+    assert message.count("... and 25 more") == 3, "kinds share the twenty lines"
+    assert message.count("\n  row ") == 16
+
+
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
