@@ -140,13 +140,17 @@ class Faults:
     def __init__(self) -> None:
         self._found: list[DataError] = []
 
+    def note(self, error: DataError) -> None:
+        """Keep one for the end."""
+        self._found += error.faults if isinstance(error, Several) else [error]
+
     @contextmanager
     def noted(self) -> Iterator[None]:
         """Keep a `DataError` that is raised within; what comes after goes on without its result."""
         try:
             yield
         except DataError as error:
-            self._found += error.faults if isinstance(error, Several) else [error]
+            self.note(error)
 
     def settle(self) -> None:
         """Raise `DataError` with everything that was found, if anything was."""

@@ -181,8 +181,7 @@ def looked_through(
         return look()
     except DataError as error:
         faults = Faults()
-        with faults.noted():
-            raise error
+        faults.note(error)
         with faults.noted():
             places = [p for p in found_in.below("") if kind.of(PurePosixPath(p).name) == kind.noun]
             deque(read([place for place in places if _is_text(place)]), 0)
