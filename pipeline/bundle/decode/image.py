@@ -97,6 +97,11 @@ def decode(
     decoder: ImageDecoder, payload: bytes, _files: Mapping[str, bytes], invert: bool
 ) -> np.ndarray:
     """uint8 `[height, width, channels]`. Raises `DecodeError`."""
+    return _row(decoder, _opened(payload), invert)
+
+
+def _opened(payload: bytes) -> Image:
+    """The picture, upright. Raises `DecodeError`."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     _our_own_limit()
@@ -110,7 +115,7 @@ def decode(
             if (frames := getattr(file, "n_frames", 1)) > 1 and file.format != "MPO":
                 raise DecodeError(f"picture with {frames} frames; expected one still picture")
             file.load()
-            picture = ImageOps.exif_transpose(file)
+            return ImageOps.exif_transpose(file)
     except DecodeError:
         raise
     except UnidentifiedImageError as error:
@@ -122,6 +127,11 @@ def decode(
         raise DecodeError(
             f"not a readable picture ({', '.join(PICTURE_FORMATS)}): {error}"
         ) from error
+
+
+def _row(decoder: ImageDecoder, picture: Image, invert: bool) -> np.ndarray:
+    """A picture as the model is given it. Raises `DecodeError`."""
+    from PIL import ImageOps
 
     picture = _flatten(picture, "L" if decoder.channels == 1 else "RGB", background=255 * invert)
     if invert:
@@ -148,7 +158,7 @@ def drawn(_decoder: ImageDecoder, row: np.ndarray, _files: Mapping[str, bytes]) 
 
 
 def hint(
-    decoder: ImageDecoder, payload: bytes, files: Mapping[str, bytes], invert: bool
+    decoder: ImageDecoder, payload: bytes, _files: Mapping[str, bytes], invert: bool
 ) -> str | None:
     """Whether nothing is seen of the picture, or it seems dark on light."""
     whole = decoder.model_copy(
@@ -161,19 +171,20 @@ def hint(
             "width": HINT_VIEW,
         }
     )
-    seen = decode(whole, payload, files, invert)
+    picture = _opened(payload)
+    seen = _row(whole, picture, invert)
     if _flat(seen):
         told = f"nothing is drawn: as it was read, the picture is {_level(seen)} all over"
         other = "leave out --invert" if invert else "try --invert (dark strokes on light)"
-        if not _flat(decode(whole, payload, files, not invert)):
+        if not _flat(_row(whole, picture, not invert)):
             return f"{told}; {other}: then something shows"
         return f"{told}, with --invert and without; the answer means nothing, try another picture"
-    if _flat(decode(decoder, payload, files, invert)):
+    if _flat(_row(decoder, picture, invert)):
         return (
             f"nothing of the drawing is left at the model's {decoder.width}x{decoder.height} "
             "pixels; cut the picture to what is drawn, or draw with thicker strokes"
         )
-    if decoder.trim and looks_inverted(decoder, payload, invert):
+    if decoder.trim and _light_border(decoder, picture, invert):
         if invert:
             return "the picture looks light on dark already; leave out --invert"
         return "the picture looks dark on light, and the model learned light on dark; try --invert"
@@ -186,9 +197,13 @@ def looks_inverted(decoder: ImageDecoder, payload: bytes, invert: bool = False) 
     Judged by its border. Only `trim` says that a model learned light strokes on black: a border is
     no background in pictures of any other kind, and most of them are light.
     """
+    return _light_border(decoder, _opened(payload), invert)
+
+
+def _light_border(decoder: ImageDecoder, picture: Image, invert: bool) -> bool:
     # Stretched, so that the border is the picture's own and not what it was padded with.
     plain = {"trim": False, "margin": 0, "fit": "stretch"}
-    row = decode(decoder.model_copy(update=plain), payload, {}, invert)
+    row = _row(decoder.model_copy(update=plain), picture, invert)
     border = np.concatenate(
         [row[0].ravel(), row[-1].ravel(), row[:, 0].ravel(), row[:, -1].ravel()]
     )
