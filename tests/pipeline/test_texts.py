@@ -115,8 +115,8 @@ def test_a_column_may_deal_the_rows(tmp_path):
     raw = load(path, split_column="part")
     assert raw.given_validation.tolist() == [False, True, False]
     assert raw.given_test.tolist() == [False, False, True]
-    path.write_text("text,label,part\na,x,train\nb,y,later\n")
-    with pytest.raises(DataError, match=r"line 3: 'later'"):
+    path.write_text("text,label,part\n,x,train\nb,y,later\n")
+    with pytest.raises(DataError, match=r"line 2: no text\n(.|\n)*line 3: 'later'"):
         load(path, split_column="part")
 
 
