@@ -30,6 +30,8 @@ from typing import Any
 
 import click
 
+from pipeline.bundle.manifest import BundleError, read
+
 ROOT = Path(__file__).resolve().parents[1]
 PEERS = ROOT / "benchmarks" / "peers"
 HOME = ROOT / ".build" / "peers"
@@ -68,7 +70,7 @@ def main(
     if unknown:
         raise click.UsageError(f"unknown: {', '.join(unknown)}; known: {', '.join(CONTESTANTS)}")
     networks = home / "networks"
-    if not (networks / "bodies").is_dir():
+    if not usable(networks):
         run([sys.executable, str(PEERS / "networks.py"), str(networks)], pythonpath=ROOT)
     if install:
         for name in names or CONTESTANTS:
@@ -88,6 +90,14 @@ def main(
                         file.write(json.dumps(row) + "\n")
         except (RuntimeError, subprocess.SubprocessError, OSError) as error:
             print(f"{name:<18}did not answer: {str(error)[-300:]}")
+
+
+def usable(networks: Path) -> bool:
+    """Whether the networks are there, as bundles that this very code reads."""
+    try:
+        return all(read(bundle / "m" / "1") for bundle in (networks / "bundles").iterdir())
+    except (OSError, BundleError):
+        return False
 
 
 def measure(
