@@ -70,6 +70,10 @@ class Sampler:
         return line * (self.times[-1] - self.times[0]) / self.samples[0].memory
 
 
+LATE_THREADS = 1
+"""The model's own is made when a batch is slow for the first time."""
+
+
 def soaked(server: Live, seconds: float, subject: str) -> tuple[Sampler, Outcome]:
     """A run at a share of the peak, reported."""
     most = peak(server, sized(1.5, 10.0))
@@ -109,7 +113,7 @@ def test_nothing_grows(start: Start, tmp_path: Path) -> None:
     assert outcome.statuses[400] == pytest.approx(outcome.asked / BAD_IN, abs=2)
     first, last = sampler.samples[0], sampler.samples[-1]
     assert abs(last.descriptors - first.descriptors) <= 2
-    assert last.threads <= first.threads
+    assert last.threads <= first.threads + LATE_THREADS
     assert sampler.growth < GROWTH
 
 
