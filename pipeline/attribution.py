@@ -77,8 +77,12 @@ def looked(
     rows: Rows,
     cases: Sequence[Case],
     files: Mapping[str, bytes],
+    batch: int = STEPS,
 ) -> list[Looked]:
-    """Each case with what decided it. `files` are what decoders read."""
+    """Each case with what decided it. `files` are what decoders read.
+
+    `batch` is how many rows training had in memory: no more places are looked at together.
+    """
     kind = plugins.load("frontend", manifest.frontend["name"], "data.frontend.name")
     config = kind.Config.model_validate(manifest.frontend)
     nothing = getattr(kind, "nothing", lambda config, inputs, features: torch.zeros_like(features))
@@ -90,7 +94,7 @@ def looked(
             given = network.frontend(*(torch.from_numpy(array) for array in row.values()))
         features, *rest = given if isinstance(given, tuple) else (given,)
         answer = partial(_answer, network, rest, strength, case.output)
-        shares = accounted(answer, nothing(config, manifest.inputs, features), features)
+        shares = accounted(answer, nothing(config, manifest.inputs, features), features, batch)
         first = {name: array[0] for name, array in row.items()}
         view = kind.view(
             config, manifest.inputs, first, features[0].numpy(), shares.values[0], files
@@ -99,28 +103,35 @@ def looked(
     return found
 
 
-def accounted(answer: Answer, nothing: torch.Tensor, features: torch.Tensor) -> Shares:
+def accounted(
+    answer: Answer, nothing: torch.Tensor, features: torch.Tensor, batch: int = STEPS
+) -> Shares:
     """Shares of one row's features `[1, ...]`, at as many places as they need to add up."""
     with torch.no_grad():
         before, after = (float(answer(each)[0]) for each in (nothing, features))
     steps = STEPS
     while True:
-        shares = Shares(integrated(answer, nothing, features, steps), before, after)
+        shares = Shares(integrated(answer, nothing, features, steps, batch), before, after)
         if shares.missed <= MISSED or steps >= MOST_STEPS:
             return shares
         steps *= 2
 
 
 def integrated(
-    answer: Answer, nothing: torch.Tensor, features: torch.Tensor, steps: int = STEPS
+    answer: Answer,
+    nothing: torch.Tensor,
+    features: torch.Tensor,
+    steps: int = STEPS,
+    batch: int = STEPS,
 ) -> np.ndarray:
     """float64 `[1, ...]`: the slope along the way, its mean times how far each feature went."""
+    together = min(STEPS, batch)
     places, weights = np.polynomial.legendre.leggauss(steps)
     apart = features - nothing
     mean = torch.zeros_like(features, dtype=torch.float64)
-    for start in range(0, steps, STEPS):
+    for start in range(0, steps, together):
         shape = (-1, *(1,) * (features.ndim - 1))
-        some = slice(start, start + STEPS)
+        some = slice(start, start + together)
         along = torch.from_numpy((places[some] + 1) / 2).view(shape).to(features.dtype)
         way = (nothing + along * apart).requires_grad_(True)
         (slopes,) = torch.autograd.grad(answer(way).sum(), way)

@@ -7,14 +7,15 @@ and what `init_except` names. Anything else that does not fit is refused by name
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import Field, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from pipeline.bundle.manifest import MODEL_NAME, Input, canonical_json, sha256
 from pipeline.config import ConfigError, Section, suggestion
@@ -28,6 +29,8 @@ NEW = "data/new-weights"
 
 NOTES = "slipway"
 """The key of `Notes` in a safetensors file."""
+
+EXCEPT = "model.init_except"
 
 SHOWN = 20
 """Names or mistakes that a message shows; the rest are counted."""
@@ -96,66 +99,131 @@ class Origin:
 class Notes:
     """What weights say of themselves, in their file.
 
-    `numbering` is a digest of what ids stand for (words, categories), "" where the data has none.
+    `numbering` is a digest of what ids and columns stand for, "" where the data has neither; `columns`
+    are the names of the columns, in order.
     """
 
     numbering: str = ""
+    columns: tuple[str, ...] = ()
     origin: Origin | None = None
 
     def packed(self) -> dict[str, str]:
         """As safetensors keep it: one key, since their order there is anyone's guess."""
         if self == Notes():
             return {}
-        return {NOTES: json.dumps(asdict(self), sort_keys=True)}
+        told = asdict(self)
+        if not self.columns:
+            del told["columns"]
+        return {NOTES: json.dumps(told, sort_keys=True)}
 
 
 def notes(path: Path) -> Notes:
-    """What the weights in `path` say of themselves; nothing, where others wrote them."""
+    """What the weights in `path` say of themselves; nothing, where others wrote them.
+
+    Raises `ConfigError` for notes of another shape.
+    """
     from safetensors import safe_open
 
     with safe_open(path, framework="np") as file:
         packed = (file.metadata() or {}).get(NOTES, "{}")
-    values = json.loads(packed)
-    if origin := values.get("origin"):
-        lists = {name: tuple(origin[name]) for name in ("taken", "new", "frozen")}
-        values["origin"] = Origin(**origin | lists)
-    return Notes(**values)
+    try:
+        return TypeAdapter(Notes).validate_json(packed, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = "".join(f"{step}: " for step in first["loc"])
+        raise ConfigError(
+            f"{path}: its metadata {NOTES!r} is not what a training writes there ({place}{first['msg']}); "
+            "train it again, or save its tensors without that key"
+        ) from None
 
 
-def numbering(inputs: Sequence[Input], files: Mapping[str, str]) -> str:
-    """Digest of what the ids among these inputs stand for; `files` are SHA-256 of what decoders read."""
+def numbered(inputs: Sequence[Input], files: Mapping[str, str]) -> Notes:
+    """What the ids and columns of these inputs stand for; `files` are SHA-256 of what decoders read."""
+    columns = [list(getattr(i.decoder, "columns", ())) for i in inputs]
     told = [
-        [list(getattr(i.decoder, "columns", ())), list(getattr(i.decoder, "values", ()))]
-        for i in inputs
-        if i.dtype == "int64"
+        [names, list(getattr(i.decoder, "values", ()))]
+        for i, names in zip(inputs, columns, strict=True)
+        if i.dtype == "int64" or names
     ]
-    return sha256(canonical_json([told, dict(files)])) if told else ""
+    digest = sha256(canonical_json([told, dict(files)])) if told else ""
+    return Notes(digest, tuple(name for names in columns for name in names))
 
 
 def begin(
     network: nn.Module,
     other: nn.Module,
-    numbers: str,
+    own: Notes,
     path: Path,
     weights: Mapping[str, torch.Tensor],
     config: Start,
 ) -> Origin:
     """Start `network` from the weights that `path` holds, and hold what is to be frozen.
 
-    `other` is the same network for another number of answers, `numbers` what its ids stand for.
-    Raises `ConfigError` naming what does not fit.
+    `other` is the same network for another number of answers, `own` what its ids and columns stand
+    for. Raises `ConfigError` naming what does not fit.
     """
-    theirs = notes(path).numbering
-    if theirs and numbers and theirs != numbers and not config.init_except:
-        raise ConfigError(
-            f"model.init_from: {path}: its words or categories are numbered otherwise than this "
-            "data's; name what was learnt of them in model.init_except, "
-            f"{[name for name in weights if name.startswith('frontend.')][:1] or ['body.0.*']}"
-        )
+    _check_meaning(network, own, path, weights, config)
     shapes = {name: tensor.shape for name, tensor in other.state_dict().items()}
     taken, new = take(network, shapes, weights, config)
     frozen = freeze(network, config.freeze, new)
     return Origin(str(path), sha256(path.read_bytes()), tuple(taken), tuple(new), tuple(frozen))
+
+
+def _check_meaning(
+    network: nn.Module, own: Notes, path: Path, weights: Iterable[str], config: Start
+) -> None:
+    """Raises `ConfigError` where what reads ids or columns was learnt of others, and is not spared."""
+    theirs = notes(path)
+    if not theirs.numbering or not own.numbering or theirs.numbering == own.numbering:
+        return
+    reading = readers(network)
+    spared = chosen(config.init_except, sorted({*network.state_dict(), *weights}), EXCEPT)
+    if spared.issuperset(reading):
+        return
+    if theirs.columns != own.columns:
+        why = f"its columns are {_listed(theirs.columns)}, and this data's {_listed(own.columns)}"
+    else:
+        why = "its words or categories are numbered otherwise than this data's"
+    missing = {name for name in reading if name not in spared}
+    layers = {name for name in missing if not name.startswith("frontend.")}
+    patterns = [*config.init_except, *["frontend.*"][: missing > layers], *_patterns(layers)]
+    raise ConfigError(
+        f"model.init_from: {path}: {why}; name what was learnt of them in {EXCEPT}: "
+        f"{json.dumps(patterns)}"
+    )
+
+
+def readers(network: nn.Module) -> list[str]:
+    """The names of what means something only by the ids and columns that it reads.
+
+    That is the frontend; and the first layer, where it is given the columns themselves rather than
+    vectors learnt of them.
+    """
+    from torch import nn
+
+    straight = any(
+        next(itertools.chain(part.parameters(False), part.buffers(False)), None) is not None
+        and not any(isinstance(inner, nn.Embedding) for inner in part.modules())
+        for name, part in network.named_modules()
+        if name.split(".")[0] == "frontend"
+    )
+    layers = [
+        name
+        for name, parameter in network.named_parameters()
+        if name.startswith("body.") and parameter.ndim > 1
+    ]
+    frontend = [name for name in network.state_dict() if name.startswith("frontend.")]
+    return frontend + (layers[:1] if straight else [])
+
+
+def _patterns(names: Iterable[str]) -> list[str]:
+    """Patterns that choose all these names, each by the layer that it is of."""
+    return sorted({f"{name.rpartition('.')[0] or name}.*" for name in names})
+
+
+def _listed(names: Sequence[str]) -> str:
+    rest = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return (", ".join(names[:SHOWN]) or "none") + rest
 
 
 def take(
@@ -170,7 +238,7 @@ def take(
     the head. Raises `ConfigError` with a line for each tensor that does not fit.
     """
     own = network.state_dict()
-    spared = chosen(config.init_except, sorted({*own, *weights}), "model.init_except")
+    spared = chosen(config.init_except, sorted({*own, *weights}), EXCEPT)
     taken, new, mistakes = [], [], []
     for name, tensor in own.items():
         came = weights.get(name)
@@ -216,9 +284,10 @@ def freeze(network: nn.Module, patterns: Sequence[str], new: Sequence[str]) -> l
     parameters = dict(network.named_parameters())
     held = chosen(patterns, list(parameters), "model.freeze")
     if drawn := sorted(held & set(new)):
+        again = ", ".join(json.dumps(f"!{pattern}") for pattern in _patterns(drawn))
         raise ConfigError(
             f"model.freeze: {', '.join(drawn)} would stay as drawn at random: not taken from "
-            f"model.init_from; add '!{drawn[0]}'"
+            f"model.init_from; add {again}"
         )
     for name in held:
         parameters[name].requires_grad_(False)
@@ -248,9 +317,9 @@ def chosen(patterns: Sequence[str], names: Sequence[str], path: str) -> set[str]
         glob = pattern.removeprefix("!")
         fitting = {name for name in names if fnmatchcase(name, glob)}
         if not fitting:
-            known = ", ".join(names[:SHOWN])
-            known += f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
             near = suggestion(glob, list(names)).partition(";")[0]
-            raise ConfigError(f"{path}.{place}: nothing fits {glob!r}{near}; there are {known}")
+            raise ConfigError(
+                f"{path}.{place}: nothing fits {glob!r}{near}; there are {_listed(names)}"
+            )
         found = found - fitting if pattern.startswith("!") else found | fitting
     return found

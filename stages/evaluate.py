@@ -50,7 +50,9 @@ def command(experiment: Experiment, layout: Layout) -> None:
     drawn["curves.svg"] = pictures.curves(layout.history.read_text())
     if cases := task.cases(answers, rows.target):
         files = {name: (layout.data / name).read_bytes() for name in manifest.files}
-        looked = attribution.looked(network, manifest, task.strength, rows, cases, files)
+        looked = attribution.looked(
+            network, manifest, task.strength, rows, cases, files, experiment.train.batch_size
+        )
         drawn["attributions.png"] = attribution.picture(looked, rows.name)
         tables["attributions"] = attribution.table(looked, rows.name)
     layout.tables.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,8 @@ imports torch, so a mistake is told in a fraction of a second.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -96,9 +97,20 @@ def load(path: Path = PARAMS) -> dict[str, Experiment]:
             _check_start(name, experiment.start.path, [str(each) for each in entries])
         except ConfigError as error:
             mistakes.append(str(error))
+    mistakes += _circles(
+        {name: maker(experiment.start.path, entries) for name, experiment in experiments.items()}
+    )
     if mistakes:
         raise ConfigError("\n".join(mistakes))
     return experiments
+
+
+def maker(path: Path | None, known: Iterable[Any]) -> str | None:
+    """Which of the known experiments writes the weights in `path`, however that is written."""
+    if path is None:
+        return None
+    made = {_whole(Layout(name).weights): name for name in map(str, known)}
+    return made.get(_whole(path))
 
 
 def read(path: Path = PARAMS) -> dict[str, Any]:
@@ -169,18 +181,40 @@ def _plugin(kind: str, values: Any, path: str, *beside: type[Section]) -> Plugin
 def _check_start(name: str, start: Path | None, known: list[str]) -> None:
     """Raises `ConfigError` for weights in `build/` that no other experiment makes."""
     path = f"experiments.{name}.model.init_from"
-    if start is None or start.parts[0] != Layout("").build.parts[0]:
+    if start is None:
         return
-    others = {str(Layout(each).weights): each for each in known if each != name}
-    if start == Layout(name).weights:
+    base = maker(start, known)
+    if base == name:
         raise ConfigError(
             f"{path}: {start} is what this training writes; name another experiment's"
         )
-    if str(start) not in others:
+    if base is None and _whole(start).is_relative_to(_whole(Layout("").build)):
+        others = [str(Layout(each).weights) for each in known if each != name]
         raise ConfigError(
-            f"{path}: no experiment makes {start}{suggestion(str(start), list(others))}; weights of "
+            f"{path}: no experiment makes {start}{suggestion(str(start), others)}; weights of "
             "your own belong outside build/"
         )
+
+
+def _whole(path: Path) -> Path:
+    """From the root on; links are kept, since DVC may make one of any output."""
+    return Path(os.path.abspath(path))  # noqa: PTH100
+
+
+def _circles(bases: Mapping[str, str | None]) -> list[str]:
+    """A mistake for each circle of experiments that begin from each other's weights, told once."""
+    mistakes, told = [], set[str]()
+    for name in bases:
+        chain = [name]
+        while (base := bases.get(chain[-1])) and base not in chain:
+            chain.append(base)
+        if base == name and len(chain) > 1 and name not in told:
+            told.update(chain)
+            mistakes.append(
+                f"experiments.{name}.model.init_from: {' -> '.join([*chain, name])} is a circle, in "
+                "which none can be the first; let one start anew or from weights outside of it"
+            )
+    return mistakes
 
 
 def _check_body(model: Plugin, task: Plugin, path: str) -> None:

@@ -122,8 +122,10 @@ def _stamp(where: Address, key: str) -> Path:
 def _stamped(where: Address, key: str, layout: Layout) -> dict[str, Any] | None:
     """What the last tracking of this state at this address noted, if it still holds."""
     try:
-        note: dict[str, Any] = json.loads(_stamp(where, key).read_bytes())
+        note = json.loads(_stamp(where, key).read_bytes())
     except (OSError, ValueError):
+        return None
+    if not isinstance(note, dict) or not note.keys() >= {"run_id", "name", "lineage"}:
         return None
     latency = (
         hashlib.sha256(layout.latency.read_bytes()).hexdigest() if layout.latency.is_file() else ""

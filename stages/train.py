@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages.entry import exclusive, main, stage
+from stages.entry import StageError, exclusive, main, stage
 from stages.layout import Layout, write_atomically
-from stages.params import Experiment
+from stages.params import Experiment, load, maker
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,6 +28,7 @@ def command(experiment: Experiment, layout: Layout) -> None:
     from pipeline.tables import csv_bytes
     from stages.live import LiveCurves
 
+    _check_first_weights(experiment)
     key = experiment.train_key(prepared.digest(prepared.read_manifest(layout.data)))
     curves = LiveCurves(experiment.name, key, experiment.resolved())
     try:
@@ -39,6 +40,18 @@ def command(experiment: Experiment, layout: Layout) -> None:
         curves.close()
     save_weights(layout.weights, network.state_dict(), notes.packed())
     write_atomically(layout.history, csv_bytes(progress.history))
+
+
+def _check_first_weights(experiment: Experiment) -> None:
+    """Raises `StageError` where the weights to start from are not there, with how to get them."""
+    path = experiment.start.path
+    if path is None or path.is_file():
+        return
+    base = maker(path, load())
+    way = (
+        f"{base} makes them: run `dvc repro train@{experiment.name}`" if base else "put them there"
+    )
+    raise StageError(f"{path}: no weights to start from (model.init_from); {way}")
 
 
 def resume_key(train_key: str) -> str:
@@ -73,12 +86,10 @@ def train(
     make_deterministic(config.seed, config.threads)
     task = networks.task(experiment, manifest)
     network = networks.fresh(experiment, manifest)
-    notes = start.Notes(start.numbering(manifest.inputs, manifest.files))
+    notes = start.numbered(manifest.inputs, manifest.files)
     if path := experiment.start.path:
         other = networks.resized(experiment, manifest)
-        origin = start.begin(
-            network, other, notes.numbering, path, load_weights(path), experiment.start
-        )
+        origin = start.begin(network, other, notes, path, load_weights(path), experiment.start)
         print(f"starting from {origin.told()}", flush=True)
         notes = replace(notes, origin=origin)
     network.to(device)

@@ -14,7 +14,7 @@ from pipeline.config import ConfigError
 from pipeline.start import NEW
 from stages.commands.remove import listed_in_graph
 from stages.entry import fail
-from stages.params import load, read
+from stages.params import load, maker, read
 
 
 @click.command(name="check")
@@ -31,11 +31,12 @@ def command() -> None:
                     f"experiments.{name}.model.init_from: missing, and DVC reads it; write down {NEW!r}"
                 )
             first = experiment.start.path
-            if first and first.parts[0] != "build" and not first.exists():  # a training makes those
+            if first and not maker(first, experiments) and not first.exists():
                 raise ConfigError(f"experiments.{name}.model.init_from: {first} does not exist")
+        listed = listed_in_graph()
     except ConfigError as error:
         fail(str(error), 2)
-    for name in sorted(listed_in_graph() - set(experiments)):
+    for name in sorted(listed - set(experiments)):
         click.echo(
             f"warning: dvc.yaml lists files of {name}, and there is no experiments.{name}; "
             f"`slipway remove {name}` takes those lines out",

@@ -26,6 +26,8 @@ from stages.proposals import Hints, propose
 
 RECIPES = Path("recipes")
 GRAPH = Path("dvc.yaml")
+LISTS = ("plots", "metrics")
+"""Keys of `dvc.yaml` that list files of single experiments."""
 INDENT = 2
 """Spaces by which the shipped `params.yaml` sets one level off from another."""
 GIT_PATIENCE = 20
@@ -159,19 +161,29 @@ def _check_name(name: str) -> None:
 def add(name: str, text: str) -> str:
     """Add sections of YAML as experiment `name`; what the files hold stays as it is, to the byte.
 
-    Raises `ConfigError`, with nothing changed.
+    Whatever is raised, nothing is changed; `ConfigError` where the files are not as they were.
     """
+    read_graph()
     experiments = read(PARAMS).get("experiments") or {}
     before = PARAMS.read_bytes()
     wanted = {"experiments": {**experiments, name: plain(text)}}
     write_atomically(PARAMS, _with_experiment(before.decode(), name, text, wanted))
     try:
         load()
-    except ConfigError:
+        _show(name)
+    except BaseException:  # half an experiment is worse than none, whatever it was
         write_atomically(PARAMS, before)
         raise
-    _show(name)
     return name
+
+
+def read_graph() -> dict[str, Any]:
+    """`dvc.yaml` as plain data. Raises `ConfigError` where it is missing or not laid out as shipped."""
+    graph = read(GRAPH)
+    for key in LISTS:
+        if not isinstance(graph.get(key, []), list):
+            raise ConfigError(f"{GRAPH}: {key}: expected a list of files, got {graph[key]!r}")
+    return graph
 
 
 def _with_experiment(before: str, name: str, text: str, wanted: dict[str, Any]) -> bytes:

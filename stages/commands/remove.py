@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,19 @@ import click
 from ruamel.yaml.error import YAMLError
 
 from pipeline.config import ConfigError, suggestion
-from stages.commands.init import GRAPH, INDENT, dump, graph_yaml, plain, round_trip
+from stages.commands.init import (
+    GRAPH,
+    INDENT,
+    LISTS,
+    dump,
+    graph_yaml,
+    plain,
+    read_graph,
+    round_trip,
+)
 from stages.entry import fail
 from stages.layout import Layout, write_atomically
-from stages.params import PARAMS, read
-
-LISTS = ("plots", "metrics")
-"""Keys of `dvc.yaml` that list files of single experiments."""
+from stages.params import PARAMS, maker, read
 
 
 @click.command(name="remove")
@@ -49,6 +56,11 @@ def remove(name: str) -> None:
         raise ConfigError(
             f"experiments.{name}: the only one, and the pipeline wants one; add another first"
         )
+    if beginning := _beginning_from(name, experiments):
+        raise ConfigError(
+            f"experiments.{name}: {', '.join(beginning)} would have nothing to start from "
+            "(model.init_from); remove first, or change, what starts from it"
+        )
     if name in experiments:
         wanted = {"experiments": {key: experiments[key] for key in experiments if key != name}}
         write_atomically(PARAMS, _without_experiment(PARAMS.read_text(), name, wanted))
@@ -56,9 +68,20 @@ def remove(name: str) -> None:
         write_atomically(GRAPH, _without_lines(GRAPH.read_text(), name))
 
 
+def _beginning_from(name: str, experiments: Mapping[Any, Any]) -> list[str]:
+    """The other experiments that start from this one's weights, whatever else is wrong with them."""
+    found = []
+    for other, entry in experiments.items():
+        model = entry.get("model") if isinstance(entry, Mapping) else None
+        first = model.get("init_from") if isinstance(model, Mapping) else None
+        if other != name and isinstance(first, str) and maker(Path(first), [name]):
+            found.append(str(other))
+    return found
+
+
 def listed_in_graph() -> set[str]:
-    """The experiments whose files end `dvc.yaml`."""
-    graph = plain(GRAPH.read_text()) if GRAPH.is_file() else {}
+    """The experiments whose files end `dvc.yaml`. Raises `ConfigError` where it is not as it was."""
+    graph = read_graph()
     return {
         parts[1]
         for key in LISTS

@@ -198,6 +198,14 @@ def test_what_is_not_used_has_no_share_and_a_straight_line_is_exact():
     assert shares == pytest.approx(((features - nothing) * weight).numpy(), abs=1e-6)
     curved = attribution.integrated(lambda given: (given[:, :2] ** 3).sum(1), nothing, features)
     assert not curved[:, 2:].any()
+    sizes = []
+
+    def noted(given: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(given))
+        return (given[:, :2] ** 3).sum(1)
+
+    few = attribution.integrated(noted, nothing, features, batch=5)
+    assert few == pytest.approx(curved, abs=1e-6) and sum(sizes) == 32 and max(sizes) == 5
     assert curved.sum() == pytest.approx(float(((features**3) - nothing**3)[:, :2].sum()), rel=1e-5)
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -87,6 +89,13 @@ def test_what_was_taken_is_told_and_kept_with_the_weights(tuned, earlier, tmp_pa
     save_weights(path, tuned.network.state_dict(), tuned.notes.packed())
     assert start.notes(path) == tuned.notes
     assert start.notes(earlier) == start.Notes()
+    later = json.dumps({"numbering": "words", "written_by": "a later version"})
+    save_weights(path, {}, {start.NOTES: later})
+    assert start.notes(path) == start.Notes("words")
+    for torn in ("{", "[]", '{"origin": {"file": 3}}', '{"numbering": 3}'):
+        save_weights(path, {}, {start.NOTES: torn})
+        with pytest.raises(ConfigError, match="its metadata 'slipway' is not what a training"):
+            start.notes(path)
 
 
 def test_a_fine_tuning_that_was_stopped_goes_on_to_the_same_end(tuned, parities, earlier, tmp_path):
@@ -117,7 +126,10 @@ def test_other_first_weights_are_another_training(earlier, tmp_path):
         ({"model.depth": 3}, r"body\.13\.weight \[2, 128\] is not in the file"),
         ({"model.freeze": ["bodi.0.weight"]}, r"freeze\.0: nothing fits .*mean 'body\.0\.weight'"),
         ({"model.freeze": ["*", "!head"]}, r"freeze\.1: nothing fits 'head'; there are body\.0\.w"),
-        ({"model.freeze": ["*"]}, r"freeze: body\.9\.bias, body\.9\.weight would stay as drawn"),
+        (
+            {"model.freeze": ["*"]},
+            r"freeze: body\.9\.bias, body\.9\.weight would .* add \"!body\.9\.\*\"$",
+        ),
         ({"model.init_except": ["body.7"]}, r"init_except\.0: nothing fits 'body\.7'"),
     ],
 )
@@ -180,19 +192,59 @@ def test_a_second_network_of_the_same_kind_draws_nothing(digits):
 
 
 def test_other_words_under_the_same_numbers_are_refused(tmp_path):
-    network = torch.nn.ModuleDict({"frontend": torch.nn.Embedding(5, 2)})
+    network = torch.nn.ModuleDict(
+        {"frontend": torch.nn.Embedding(5, 2), "body": torch.nn.Linear(2, 2)}
+    )
     path = tmp_path / "weights.safetensors"
     save_weights(path, network.state_dict(), start.Notes(numbering="theirs").packed())
 
     def begun(numbers: str, config: start.Start) -> start.Origin:
         weights = load_weights(path)
-        return start.begin(network, network, numbers, path, weights, config)
+        return start.begin(network, network, start.Notes(numbers), path, weights, config)
 
-    with pytest.raises(ConfigError, match=r"numbered otherwise.*\['frontend\.weight'\]"):
-        begun("ours", start.Start())
+    idle = start.Start(init_from=str(path), init_except=("body.bias",))
+    for config, patterns in ((start.Start(), ""), (idle, r'"body\.bias", ')):
+        with pytest.raises(
+            ConfigError, match=rf'numbered otherwise.*: \[{patterns}"frontend\.\*"\]'
+        ):
+            begun("ours", config)
     spared = start.Start(init_from=str(path), init_except=("frontend.*",))
     assert begun("ours", spared).new == ("frontend.weight",)
     assert begun("theirs", start.Start()).taken
+
+
+def test_columns_of_other_names_or_in_another_order_are_refused_by_name(tmp_path):
+    random = np.random.default_rng(0)
+    rows = [f"{a:.3f},{b:.3f},{a - b:.3f}" for a, b in random.normal((40, 900), (9, 200), (80, 2))]
+
+    def trained(names: str, **model: Any) -> Trained:
+        path = tmp_path / f"{names}.csv"
+        path.write_text("\n".join([f"{names},y", *rows]))
+        changes = {
+            "data": {"name": "table", "path": str(path), "target": "y", "teaches": "number"},
+            "model": {"name": "mlp", "depth": 1, "width": 4} | model,
+            "task": {"name": "regression"},
+            "metrics": ["r2"],
+            "train.epochs": 1,
+            "train.batch_size": 8,
+        }
+        data = experiment(changes).data
+        raw = data.module.load(data.config, Path())
+        prepared.prepare("table", raw, data.config.split, tmp_path / names)
+        return train(tmp_path / names, tmp_path / "checkpoints", changes)
+
+    first, path = trained("age,income"), tmp_path / "weights.safetensors"
+    save_weights(path, first.network.state_dict(), first.notes.packed())
+    assert trained("age,income", init_from=str(path)).notes.origin.new == ()
+    with pytest.raises(ConfigError, match="columns are age, income, and this data's age, wage; "):
+        trained("age,wage", init_from=str(path))
+    for idle in ([], ["body.*bias*"], ["frontend.*"], ["body.0.*"]):
+        with pytest.raises(ConfigError, match="age, income, and this data's income, age") as caught:
+            trained("income,age", init_from=str(path), init_except=idle)
+    patterns = json.loads(re.search(r"\[.*\]$", str(caught.value)).group())
+    assert patterns == ["body.0.*", "frontend.*"]
+    spared = trained("income,age", init_from=str(path), init_except=patterns).notes.origin
+    assert spared.taken == ("body.2.weight", "body.2.bias")
 
 
 def test_whatever_is_frozen_keeps_its_statistics_and_a_turn_does_not_let_go():

@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 from ruamel.yaml import YAML
 
 from pipeline import cli
+from stages.commands import init as commands
 from stages.params import load
 from tests.pipeline.test_idx import write_set
 from tests.pipeline.test_pictures import classes, picture
@@ -106,6 +107,54 @@ def test_an_experiment_is_taken_out_again_to_the_byte(folder: Path) -> None:
     assert slipway("remove", "mnist-cnn").exit_code == 0
     assert (folder / "dvc.yaml").read_text() == GRAPH and slipway("check").stderr == ""
     assert (folder / "reports" / "mnist-cnn").is_dir()
+
+
+def test_what_others_begin_from_is_not_taken_out(folder: Path) -> None:
+    weights = folder / "build" / "digits-cnn" / "weights.safetensors"
+    for first in ("build/digits-cnn/weights.safetensors", str(weights)):
+        settings = YAML(typ="safe").load(SHIPPED)
+        settings["experiments"]["digits-mlp"]["model"]["init_from"] = first
+        YAML().dump(settings, folder / "params.yaml")
+        before = (folder / "params.yaml").read_text()
+        refused = slipway("remove", "digits-cnn")
+        assert refused.exit_code == 2 and "digits-mlp would have nothing" in refused.stderr
+        assert (folder / "params.yaml").read_text() == before
+    assert slipway("remove", "digits-mlp").exit_code == 0
+    assert list(load()) == ["digits-cnn"]
+
+
+@pytest.mark.parametrize(
+    ("graph", "told"),
+    [
+        (None, "dvc.yaml: not found; run this in the project's folder"),
+        (f"<<<<<<< HEAD\n{GRAPH}", "dvc.yaml: not YAML"),
+        ("- 1", "dvc.yaml: expected a mapping, got list"),
+        ("plots: 3", "dvc.yaml: plots: expected a list of files, got 3"),
+    ],
+)
+def test_a_broken_graph_is_told_and_changes_nothing(
+    folder: Path, graph: str | None, told: str
+) -> None:
+    (folder / "dvc.yaml").unlink()
+    if graph is not None:
+        (folder / "dvc.yaml").write_text(graph)
+    (folder / "data").mkdir()
+    (folder / "data" / "builtin").touch()
+    for arguments in (["init", "--recipe", "mnist-cnn"], ["remove", "digits-cnn"], ["check"]):
+        done = slipway(*arguments)
+        assert done.exit_code == 2 and told in done.stderr, done.output
+        assert (folder / "params.yaml").read_text() == SHIPPED
+
+
+def test_what_fails_on_the_way_leaves_no_half_of_an_experiment(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(name: str) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(commands, "_show", fail)
+    assert isinstance(init("--recipe", "mnist-cnn").exception, OSError)
+    assert (folder / "params.yaml").read_text() == SHIPPED
 
 
 def test_an_experiment_in_another_layout_and_the_last_one(folder: Path) -> None:

@@ -204,6 +204,31 @@ def test_every_mistake_of_every_experiment_is_told_at_once(tmp_path):
     ]
 
 
+def test_a_circle_of_first_weights_is_told_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    entry = YAML(typ="safe").load(SHIPPED)["experiments"]["digits-mlp"]
+    own = tmp_path / "build" / "d" / "weights.safetensors"
+
+    def told(bases: dict[str, str]) -> list[str]:
+        entries = {
+            name: entry | {"model": entry["model"] | {"init_from": first}}
+            for name, first in bases.items()
+        }
+        with pytest.raises(ConfigError) as caught:
+            load(json.dumps({"experiments": entries}), tmp_path)
+        return str(caught.value).splitlines()
+
+    a, b, c = (f"build/{name}/weights.safetensors" for name in "abc")
+    (line,) = told({"a": b, "b": a, "c": a, "d": "data/new-weights"})
+    assert line.startswith("experiments.a.model.init_from: a -> b -> a is a circle")
+    (line,) = told({"a": b, "b": str(tmp_path / c), "c": f"build/../{a}"})
+    assert "a -> b -> c -> a is a circle" in line
+    (line,) = told({"d": str(own)})
+    assert line.startswith(f"experiments.d.model.init_from: {own} is what this training writes")
+    (line,) = told({"a": str(own)})
+    assert "no experiment makes" in line
+
+
 def test_no_file_is_told(tmp_path):
     with pytest.raises(ConfigError, match="not found; run this in the project's folder"):
         params.load(tmp_path / "params.yaml")
@@ -278,6 +303,12 @@ def test_work_that_cannot_be_done_is_told_without_a_traceback(tmp_path):
     done = run_stage("evaluate", tmp_path)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "no prepared data; run `dvc repro`" in done.stderr
+    base = "build/digits-mlp/weights.safetensors"
+    (tmp_path / "params.yaml").write_text(with_setting("model.init_from", base))
+    done = run_stage("train", tmp_path)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert f"{base}: no weights" in done.stderr
+    assert "digits-mlp makes them: run `dvc repro train@digits-cnn`" in done.stderr
 
 
 @pytest.fixture(scope="module")

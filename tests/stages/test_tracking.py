@@ -22,9 +22,11 @@ import pytest
 from mlflow import MlflowClient
 
 from pipeline.config import ConfigError
+from stages import projecting
 from stages.commands.init import command as init
 from stages.commands.summary import command as summary
 from stages.entry import StageError
+from stages.layout import Layout, write_atomically
 from stages.live import LiveCurves
 from stages.tracking import state as states
 from stages.tracking import unchanged
@@ -140,6 +142,16 @@ def test_nothing_changed_wakes_nothing_and_restores_the_lineage(tracked: State) 
     assert not woken & {"torch", "mlflow", "onnx", "onnxruntime", "pandas", "sklearn", "requests"}
     assert path.read_bytes() == before
     assert len(tracked.runs()) == 1
+
+
+def test_a_stamp_of_another_shape_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", NOBODY)
+    where, layout = address(), Layout("nothing")
+    for torn in ("[]", "null", "3", "{}", "{"):
+        path = projecting._stamp(where, "key")
+        write_atomically(path, torn.encode())
+        assert projecting._stamped(where, "key", layout) is None
 
 
 def test_a_state_told_once_is_told_again_by_the_standard_library(state: State) -> None:
