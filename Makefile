@@ -158,7 +158,7 @@ $(STAMP): $(LOCKS) pyproject.toml
 	@rm -f $@
 	@{ $(MADE_HERE) && $(BIN)/python -m pip --version; } >/dev/null 2>&1 \
 	  || "$(PYTHON)" -m venv --clear $(VENV)
-	@echo "Setting up $(VENV): 1.6 GB with torch's CPU build, some 5 GB more with CUDA's;"
+	@echo "Setting up $(VENV): 2 GB with torch's CPU build, some 5 GB more with CUDA's;"
 	@echo "about a minute once downloaded ..."
 	@$(PIP) --no-deps --require-hashes -r requirements/train.txt
 	@$(PIP) --no-warn-conflicts $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r requirements/torch.txt

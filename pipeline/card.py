@@ -109,7 +109,9 @@ def card(
 
 def _tensor(side: str, tensor: Input | Output) -> str:
     shape = ", ".join(str(n) for n in tensor.shape)
-    return f"- {side} `{tensor.name}`: {tensor.dtype} `[{shape}]`, {tensor.units}"
+    return f"- {side} `{tensor.name}`: {tensor.dtype} `[{shape}]`" + (
+        f", {tensor.units}" if tensor.units else ""
+    )
 
 
 def _interval(ends: Sequence[float] | None) -> str:

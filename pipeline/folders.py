@@ -40,6 +40,7 @@ PARTS = {
     "test": "test",
     "testing": "test",
 }
+ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
 MAX_BYTES = 1 << 28
 """Largest file that is read; a larger one is nothing of a size that is decoded."""
 
@@ -160,7 +161,9 @@ class Source:
 def source(path: Path, expected: str) -> Source:
     """What lies below a folder or in a tar. Raises `DataError`; `expected` says what it should be."""
     if path.is_dir():
-        return _of_folder(path)
+        found = _of_folder(path)
+        _check_unpacked(found)
+        return found
     if path.is_file() and tarfile.is_tarfile(path):
         return _of_archive(path)
     raise DataError(f"{path}: expected {expected}")
@@ -407,6 +410,22 @@ def _is_folder(entry: os.DirEntry[str], depth: int) -> bool:
         return entry.is_dir(follow_symlinks=depth < 2)
     except OSError:  # a link to itself
         return False
+
+
+def _check_unpacked(found_in: Source) -> None:
+    """Raise `DataError` for a folder of nothing but an archive, which is likely the data."""
+    files = [name for name in found_in.files[""] if not name.startswith(".")]
+    if found_in.folders[""] or len(files) != 1 or not files[0].lower().endswith(ARCHIVES):
+        return
+    archive = found_in.path / files[0]
+    raise DataError(
+        f"{found_in.path}: nothing but {files[0]}; "
+        + (
+            f"give the archive itself, {archive}"
+            if archive.suffix.lower() == ".tar"
+            else "unpack it, or decompress it (gunzip) and give the .tar itself"
+        )
+    )
 
 
 def _of_archive(path: Path) -> Source:

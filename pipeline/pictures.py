@@ -70,23 +70,34 @@ def regression(predicted: np.ndarray, actual: np.ndarray, units: str) -> dict[st
         )
         axes[0].legend(loc="upper left")
         axes[0].grid(alpha=0.3)
+        _plain(axes[0])
 
     def draw_residuals(axes: Any) -> None:
         residual = predicted - actual
         axes[0].axhline(0, color=GREY, lw=0.8, ls="--")
         axes[0].scatter(predicted, residual, s=6, color=BLUE, alpha=0.4, lw=0)
         axes[0].set(
-            xlabel=f"predicted{unit}", ylabel=f"predicted - actual{unit}", title="Residuals"
+            xlabel=f"predicted{unit}",
+            ylabel=f"predicted - actual{unit}",
+            title="Residuals against predicted",
         )
         axes[1].hist(residual, bins=50, color=BLUE)
-        axes[1].set(xlabel=f"predicted - actual{unit}", ylabel="rows", title="Residuals")
+        axes[1].set(xlabel=f"predicted - actual{unit}", ylabel="rows", title="Rows by residual")
         for ax in axes:
             ax.grid(alpha=0.3)
+            _plain(ax)
 
     return {
         "predictions.png": _figure(draw_predictions, width=5.5, height=5, kind="png"),
         "residuals.png": _figure(draw_residuals, columns=2, width=10, height=4, kind="png"),
     }
+
+
+def _plain(ax: Any) -> None:
+    """Few ticks, with their numbers written out: 1,250,000 rather than 1.25 below a far-off 1e6."""
+    ax.locator_params(nbins=5)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter("{x:,.10g}")
 
 
 def multilabel(
@@ -178,8 +189,9 @@ def _calibration(probabilities: np.ndarray, target: np.ndarray) -> bytes:
             xlabel="confidence",
             ylabel="accuracy",
             title="Calibration",
-            xlim=(0, 1.02),
-            ylim=(0, 1.05),
+            # So that no bubble is cut by the frame.
+            xlim=(-0.05, 1.05),
+            ylim=(-0.05, 1.05),
         )
         axes[0].legend(loc="upper left", markerscale=0.5)
         axes[0].grid(alpha=0.3)

@@ -48,11 +48,21 @@ def _write_samples(
             written = _as_file(layout, manifest, raw, int(test[place]), int(place), source)
             if written is None:
                 return
-            name = re.sub(r"[^\w.-]+", "_", target.told(raw, test[place]))[:64]
+            name = re.sub(r"[^\w.-]+", "_", _told(raw, int(test[place])))[:64]
             path = layout.samples / f"{name}{written[0]}"
             if path.exists():  # two labels that differ only in what a file name cannot hold
                 path = layout.samples / f"{name}-{number}{written[0]}"
             path.write_bytes(written[1])
+
+
+def _told(raw: RawData, row: int) -> str:
+    """What a file of the row is named after: its labels, or its number without an exponent."""
+    from pipeline import target
+
+    if target.kind_of(raw.target) != "number":
+        return target.told(raw, row)
+    value = float(raw.target[row])
+    return f"{value:.0f}" if 1000 <= abs(value) < 1e15 else f"{value:.6g}"
 
 
 def _as_file(

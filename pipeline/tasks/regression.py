@@ -103,8 +103,8 @@ class Task(Supervised):
 
     def declared(self) -> tuple[Output, ...]:
         """The output of `deployable`."""
-        units = self.units or "units of the target"
-        return (Output(name="prediction", dtype="float32", shape=("batch",), units=units),)
+        shape = ("batch",)
+        return (Output(name="prediction", dtype="float32", shape=shape, units=self.units),)
 
     def tables(
         self, answers: Mapping[str, np.ndarray], target: np.ndarray
@@ -138,7 +138,7 @@ class Task(Supervised):
         right = off <= np.median(off)
         quarter = np.empty(len(off), np.int64)
         quarter[np.argsort(actual, kind="stable")] = np.arange(len(off)) * 4 // len(off)
-        units = self.units or "units of the target"
+        units = self.units or "prediction"
         return [
             Case(
                 row,

@@ -28,7 +28,9 @@ class PredictError(Exception):
 @click.command()
 @click.argument("where", metavar="BUNDLE_OR_URL")
 @click.argument("file", metavar="FILE")
-@click.option("--invert", is_flag=True, help="The picture is dark on light, such as ink on paper.")
+@click.option(
+    "--invert", is_flag=True, help="FILE is a picture that is dark on light, such as ink on paper."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
 @click.option(
     "--ca",

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Mapping
 
 import numpy as np
 
 from pipeline.bundle import decode as registry
 from pipeline.bundle.decode import DecodeError, Decoder, DecoderMissing, decode
+from pipeline.bundle.decode._row import RowDecoder, as_csv
+from pipeline.bundle.decode.image import ImageDecoder
 from pipeline.bundle.manifest import Manifest, Output
 from serving.errors import BackendFailure, ModelRefused, Unsupported
 from serving.protocol import Reading
@@ -47,6 +51,11 @@ def check(manifest: Manifest, contents: Mapping[str, bytes]) -> None:
 
 def row(manifest: Manifest, files: Mapping[str, bytes], payload: bytes, *, invert: bool) -> Arrays:
     """One file as a batch of one row, `[1, ...]` by input. Raises `DecodeError`, `Unsupported`."""
+    if invert and not reads_pictures(manifest):
+        raise DecodeError(
+            f"invert: only a picture can be dark on light, and model {manifest.name!r} reads no "
+            "pictures; leave it out"
+        )
     try:
         return {
             name: decode(decoder, payload, files, invert=invert)[None]
@@ -62,6 +71,23 @@ def hint(
     """Why the answer about a file that `row` reads is likely worthless; None where it is not."""
     told = (registry.hint(d, payload, files, invert=invert) for d in decoders(manifest).values())
     return next(filter(None, told), None)
+
+
+def reads_pictures(manifest: Manifest) -> bool:
+    """Whether a file for the model is a picture."""
+    return any(isinstance(decoder, ImageDecoder) for decoder in decoders(manifest).values())
+
+
+def row_of_table(manifest: Manifest, inputs: Mapping[str, np.ndarray]) -> str | None:
+    """The first of these rows as the CSV that gives it; None where files are no rows of a table."""
+    cells: dict[str, str | None] = {}
+    for name, decoder in decoders(manifest).items():
+        if not isinstance(decoder, RowDecoder):
+            return None
+        _, payload = registry.encode(decoder, inputs[name][0])
+        header, values = csv.reader(io.StringIO(payload.decode(), newline=""))
+        cells |= dict(zip(header, values, strict=True))
+    return as_csv(cells).decode()
 
 
 def example(manifest: Manifest) -> str:

@@ -11,10 +11,11 @@ from pathlib import Path
 import click
 
 from pipeline.config import ConfigError
+from pipeline.dataset import counted
 from pipeline.start import NEW
 from stages.commands.remove import listed_in_graph
 from stages.entry import fail
-from stages.params import load, maker, read
+from stages.params import PARAMS, load, maker, read
 
 
 @click.command(name="check")
@@ -42,3 +43,4 @@ def command() -> None:
             f"`slipway remove {name}` takes those lines out",
             err=True,
         )
+    click.echo(f"{PARAMS}: {counted(len(experiments), 'experiment')}, well-formed")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from pipeline.bundle.decode._row import GAPS
 from pipeline.columns import SUFFIXES, Column, Table, read
 from pipeline.config import ConfigError, suggestion
 from pipeline.data import table as tables
-from pipeline.dataset import DataError
+from pipeline.dataset import DataError, counted
 from stages.proposals import Hints, Proposal
 
 READS = f"a table with a column to learn ({', '.join(SUFFIXES)})"
@@ -65,19 +66,21 @@ def propose(source: Path, hints: Hints) -> Proposal | None:
     found = tables.sort_out(table, config)
     target, labels = tables.taught(table, config)
     rows = len(target)
-    share = _share(target)
+    share = _share(target, labels, chosen, table)
     train = round(rows * (1 - 2 * share))
     batch = min(BATCH, max(8, 2 ** int(np.log2(max(8, train / 20)))))
     width = WIDTH if train > 2000 else 64
     weights = width * (_places(found, config) + width)
     seconds = train * SECONDS_PER_ROW * max(1.0, weights / WEIGHTS)
     epochs = max(1, min(EPOCHS, int(SECONDS / seconds)))
+    minutes = max(1, math.ceil(epochs * seconds / 60))
     task = {"class": "classification", "number": "regression"}.get(chosen.teaches, "multilabel")
     lines = TEXT.format(
         path=_quoted(str(source)),
         target=_quoted(list(chosen.target) if task == "multilabel" else chosen.target[0]),
         why=chosen.why,
         teaches="auto" if task == "multilabel" else chosen.teaches,
+        units=UNITS.format(_quoted(chosen.target[0])) if task == "regression" else "",
         columns=_told(found),
         log=_quoted([column.name for column in found.numeric if _long_tail(column)]),
         numeric=_quoted([column.name for column in found.numeric]),
@@ -101,8 +104,7 @@ def propose(source: Path, hints: Hints) -> Proposal | None:
         + " (--target COLUMN and --task regression, classification or multilabel choose otherwise)",
         f"{len(found.numeric)} columns of numbers, {len(found.categorical)} of categories",
         *(f"ignored: {name!r}, {why}" for name, why in found.ignored.items()),
-        f"network mlp, {epochs} epochs: at most {max(1, math.ceil(epochs * seconds / 60))} minutes on one "
-        "thread",
+        f"network mlp, {epochs} epochs: at most {counted(minutes, 'minute')} on one thread",
     ]
     return Proposal(lines, tuple(told))
 
@@ -156,7 +158,7 @@ def _words(column: Column) -> float:
     return float(np.mean([text.count(" ") + 1 for text in some])) if len(some) > 20 else 0.0
 
 
-def _share(target: np.ndarray) -> float:
+def _share(target: np.ndarray, labels: Sequence[str], chosen: Chosen, table: Table) -> float:
     """Of the rows for validation and as much for the test, so that every label is in each."""
     if target.dtype.kind == "f":
         return 0.15
@@ -164,10 +166,20 @@ def _share(target: np.ndarray) -> float:
     least = int(counts.min())
     if least < 3:
         raise DataError(
-            f"a label has {least} rows, and needs 3, to be in training, validation and test; gather more "
-            "of it, or leave it out"
+            f"{table.path}: {', '.join(chosen.target)} has {counted(len(labels), 'label')}, "
+            f"and {labels[int(counts.argmin())]!r} {counted(least, 'row')}; a label needs 3, to "
+            "be in training, validation and test: gather more of it, or leave it out"
+            + _or_a_number(chosen, table)
         )
     return max(0.15, min(0.3, float(np.ceil(60 / least) / 100)))
+
+
+def _or_a_number(chosen: Chosen, table: Table) -> str:
+    """What else may be meant, where the labels are numbers."""
+    column = next(column for column in table.columns if column.name == chosen.target[0])
+    if chosen.teaches == "class" and tables.kind_of_target(column) == "number":
+        return "; if it is a number to be estimated, --task regression"
+    return ""
 
 
 def _places(found: tables.Sorted, config: tables.Config) -> int:
@@ -242,6 +254,10 @@ TASKS = {
   # Lower finds more labels, and says more of them wrongly.
   threshold: 0.5""",
 }
+UNITS = """\
+  # Told with every answer; better its units, such as euros.
+  units: {}
+"""
 TEXT = """\
 data:
   name: table
@@ -250,7 +266,7 @@ data:
   target: {target}
   # class, number, or auto: texts and few integers are classes.
   teaches: {teaches}
-  # {columns}.
+{units}  # {columns}.
   numeric: {numeric}
   categorical: {categorical}
   ignore: {ignore}

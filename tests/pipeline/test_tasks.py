@@ -50,6 +50,8 @@ def test_a_regression_answers_in_the_targets_units():
     assert answer.tolist() == [3e5] * 4
     (output,) = taught.declared()
     assert (output.name, output.shape, output.units) == ("prediction", ("batch",), "dollars")
+    # Where nothing was said of them, no answer speaks of units.
+    assert task("regression", NUMBER.model_copy(update={"units": ""})).declared()[0].units == ""
 
 
 def test_metrics_of_numbers_are_scikit_learns():

@@ -193,6 +193,24 @@ def test_what_the_documents_tell(server: Live) -> None:
     # The first golden row has a gap, which JSON has no word for: another is shown.
     infer = told["paths"]["/v2/models/price/infer"]["post"]["requestBody"]["content"]
     assert infer["application/json"]["example"]["inputs"][0]["data"] == [1, 2]
+    # So the page, as the file that its command sends.
+    pages = {name: server.ask("GET", f"/docs/{name}")[2].decode() for name in ("price", "tags")}
+    assert "age,income,city\n1.0,2.0,Bonn\n" in pages["price"]
+
+
+def test_only_pictures_can_be_dark_on_light(server: Live, bundles: Path) -> None:
+    told = server.json("GET", "/openapi.json")[1]["paths"]
+    for name, pictures in (("price", False), ("tags", True)):
+        page = server.ask("GET", f"/docs/{name}")[2].decode()
+        asked = told[f"/v2/models/{name}/predict"]["post"]["parameters"]
+        queries = {parameter["name"] for parameter in asked if parameter["in"] == "query"}
+        assert ('data-part="invert"' in page.split("<script>")[0]) is pictures
+        assert queries == ({"invert"} if pictures else set())
+    status, _, answer = server.ask("POST", "/v2/models/price/predict?invert=true", ROW)
+    refused = slipway("predict", bundles / "price" / "1", "-", "--invert", given=ROW)
+    assert status == 400 and refused.exit_code == 1
+    for said in (answer.decode(), refused.stderr):
+        assert "only a picture can be dark on light" in said and "leave it out" in said
 
 
 def test_a_gap_may_come_as_a_tensor_but_no_infinity(client: Client) -> None:

@@ -185,6 +185,20 @@ def test_what_cannot_be_used_is_told_and_nothing_is_changed(folder, make, code, 
 
 
 @pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("a.tar", "own: nothing but a.tar; give the archive itself, own/a.tar"),
+        ("a.tar.gz", "own: nothing but a.tar.gz; unpack it, or decompress it"),
+    ],
+)
+def test_an_archive_in_a_folder_is_likely_the_data(folder: Path, name: str, told: str) -> None:
+    (folder / "own").mkdir()
+    (folder / "own" / name).write_bytes(b"")
+    done = init("--recipe", "cifar-resnet", "--data", "own")
+    assert done.exit_code == 1 and told in done.stderr
+
+
+@pytest.mark.parametrize(
     "arguments", [[], ["set", "--recipe", "mnist-cnn"], ["set", "--data", "set"], ["--data", "set"]]
 )
 def test_a_folder_or_a_recipe(folder: Path, arguments: list[str]) -> None:
@@ -250,6 +264,8 @@ def test_a_table_becomes_an_experiment(folder, options, task, target) -> None:
     assert "ignored: 'id', counts the rows" in done.output and "--target" in done.output
     settings = added("flats")
     assert (settings["task"]["name"], settings["data"]["target"]) == (task, target)
+    assert settings["data"].get("units") == (target if task == "regression" else "")
+    assert "at most 1 minute on" in done.output
     chosen = load()["flats"].data
     raw = chosen.module.load(chosen.config, folder)
     assert len(raw.target) == 400
@@ -279,6 +295,13 @@ def test_a_table_that_is_asked_for_what_it_has_not(folder, options, told) -> Non
     table(folder / "flats.csv")
     done = init("flats.csv", *options)
     assert done.exit_code == 2 and told in done.stderr
+
+
+def test_classes_of_a_number_that_should_be_estimated(folder: Path) -> None:
+    table(folder / "flats.csv")
+    done = init("flats.csv", "--target", "price", "--task", "classification")
+    assert done.exit_code == 1 and "flats.csv: price has " in done.stderr
+    assert " 1 row; a label needs 3, " in done.stderr and "--task regression" in done.stderr
 
 
 def assert_files_are_answered(project: Project, name: str, folder: Path) -> None:
@@ -317,6 +340,8 @@ def test_a_table_to_an_answer(
         f"| r2 | {report['test']['r2']:.6g} | {low:g} to {high:g} |"
         in bundle.contents["card.md"].decode()
     )
+    samples = [path.name for path in (folder / "reports" / "flats" / "samples").iterdir()]
+    assert samples and all(name.removesuffix(".csv").isdigit() for name in samples), samples
     shown = CliRunner().invoke(cli.main, ["summary"]).output
     assert "  test r2 " in shown and "rmse" in shown and "predict flats reports/flats/sam" in shown
     assert (folder / "reports" / "flats" / "pictures" / "residuals.png").is_file()

@@ -33,6 +33,7 @@ MAX_DRAWN = 64
 MAX_LABELS = 12
 """Labels told in a table; the document has all."""
 
+INVERT = '<label><input type="checkbox" data-part="invert"> dark on light</label>'
 
 WRAP = '<pre class="wrap">'
 PYTHON_KEY = ', {"Authorization": "Bearer KEY"}'
@@ -173,6 +174,7 @@ def _model(one: Served, here: str, keys: bool) -> str:
                 f"curl {here}{path}/predict{lock} --data-binary @{prediction.example(manifest)}"
             )
             + "</pre>"
+            + _file_shown(one, shown)
         )
     if shown:
         request = orjson.dumps(shown.request).decode()
@@ -189,6 +191,17 @@ def _model(one: Served, here: str, keys: bool) -> str:
         )
     parts.append(_trial(one, shown, files))
     return "".join(parts) + "</section>"
+
+
+def _file_shown(one: Served, shown: openapi.Example | None) -> str:
+    """The file that the command sends, where it is a row of a table."""
+    row = shown and prediction.row_of_table(one.model.manifest, shown.inputs)
+    if not row:
+        return ""
+    name = escape(prediction.example(one.model.manifest))
+    return (
+        f"<details><summary>A real <code>{name}</code></summary>{WRAP}{escape(row)}</pre></details>"
+    )
 
 
 def _trial(one: Served, shown: openapi.Example | None, files: bool) -> str:
@@ -218,8 +231,8 @@ def _trial(one: Served, shown: openapi.Example | None, files: bool) -> str:
     if files:
         parts.append(
             '<div class="row"><label>A file <input type="file" data-part="file"></label>'
-            '<label><input type="checkbox" data-part="invert"> dark on light</label>'
-            '<button data-part="send">Ask about the file</button></div>'
+            + (INVERT if isinstance(decoder, ImageDecoder) else "")
+            + '<button data-part="send">Ask about the file</button></div>'
         )
     if shown:
         parts.append(

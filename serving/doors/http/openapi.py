@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from pipeline.bundle.manifest import Input, Output
+from pipeline.bundle.manifest import Input, Manifest, Output
 from pipeline.bundle.manifest import Tensor as Declared
 from pipeline.bundle.tensors import BY_NUMPY
 from serving.codecs.tensor_data import to_json
@@ -246,7 +246,7 @@ def _model_paths(one: Served, stem: str, path: str, which: str = "") -> Document
     }
     answered = reads_files(one.model)
     if answered is not None:
-        file = _file(answered, prediction.media(one.model.manifest))
+        file = _file(answered, one.model.manifest)
         paths[f"{path}/predict"] = {"post": operation("Ask with a file", "predict") | file}
     return paths
 
@@ -268,7 +268,7 @@ def _said(output: Output) -> Document:
     }
 
 
-def _file(output: Output, media: Sequence[str]) -> Document:
+def _file(output: Output, manifest: Manifest) -> Document:
     """The door for people: a file in; labels and probabilities, or a number, out."""
     said = _said(output)
     answer = {
@@ -293,18 +293,17 @@ def _file(output: Output, media: Sequence[str]) -> Document:
             },
         },
     }
+    invert = {
+        "name": "invert",
+        "in": "query",
+        "description": "swap dark and light of the picture first",
+        "schema": {"type": "boolean"},
+    }
     return {
-        "parameters": [
-            {
-                "name": "invert",
-                "in": "query",
-                "description": "swap dark and light first",
-                "schema": {"type": "boolean"},
-            }
-        ],
+        "parameters": [invert] if prediction.reads_pictures(manifest) else [],
         "requestBody": {
             "required": True,
-            "content": {kind: {} for kind in (*media, BINARY)},
+            "content": {kind: {} for kind in (*prediction.media(manifest), BINARY)},
         },
         "responses": _responses(answer, ASK),
     }
@@ -390,7 +389,8 @@ def _tensor_schema(tensor: Input | Output) -> Document:
         value |= {"minimum": int(limits.min), "maximum": int(limits.max)}
     schema: Document = {
         "type": "object",
-        "description": f"{kind.protocol} {shape(tensor)}: {tensor.units}",
+        "description": f"{kind.protocol} {shape(tensor)}"
+        + (f": {tensor.units}" if tensor.units else ""),
         "required": ["name", "datatype", "shape", "data"],
         "properties": {
             "name": {"const": tensor.name},

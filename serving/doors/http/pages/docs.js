@@ -38,10 +38,19 @@ async function ask(place, path, body, type, show) {
   place.scrollIntoView({ block: "nearest" });
 }
 
+// A hint speaks of the query; who reads this page has a box to tick.
+function inWords(hint) {
+  const box = "\u201cdark on light\u201d";
+  return hint
+    .replaceAll("leave out ?invert=true", `untick ${box}`)
+    .replaceAll("try ?invert=true", `tick ${box}`)
+    .replaceAll("?invert=true", `${box} ticked`);
+}
+
 function said(told) {
-  const hint = told.parameters?.hint ? [element("p", "hint: " + told.parameters.hint)] : [];
+  const hint = told.parameters?.hint ? [element("p", "hint: " + inWords(told.parameters.hint))] : [];
   for (const line of hint) line.className = "bad";
-  if (told.prediction !== undefined) return [element("h3", `${told.prediction} ${told.units}`), ...hint];
+  if (told.prediction !== undefined) return [element("h3", `${told.prediction} ${told.units}`.trim()), ...hint];
   const grid = element("div");
   grid.className = "scores";
   // Sorted here: an object of JavaScript has numbers as names in their own order.
@@ -108,7 +117,7 @@ for (const form of document.querySelectorAll(".try")) {
   on("send", () => {
     const file = find("file").files[0];
     if (!file) return find("file").click();
-    const invert = find("invert").checked ? "?invert=true" : "";
+    const invert = find("invert")?.checked ? "?invert=true" : "";
     ask(answer, path + "/predict" + invert, file, "application/octet-stream", said);
   });
   on("sampled", async () => {
