@@ -9,7 +9,8 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -109,33 +110,66 @@ class Table:
 
 def read(path: Path, gaps: Sequence[str]) -> Table:
     """Every column. Raises `DataError` for a file that is no table, listing its rows."""
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    name = path.name.lower()
-    if name.endswith(PARQUET_SUFFIXES):
+    if _is_parquet(path):
         table, first = _parquet(path), 1
-    elif name.endswith(TEXT_SUFFIXES):
-        table, first = _delimited(path), 2
     else:
-        raise DataError(f"{path}: expected a file named {', '.join(SUFFIXES)}")
+        with _readable(path):
+            table, first = _delimited(path), 2
     twice = [n for n in dict.fromkeys(table.column_names) if table.column_names.count(n) > 1]
     if twice:
         raise DataError(f"{path}: columns named twice: {', '.join(map(repr, twice))}; rename one")
     if not table.num_rows:
         raise DataError(f"{path}: no rows below the header")
     columns = (
-        _column(name, table.column(place), gaps) for place, name in enumerate(table.column_names)
+        _told_of(path, name, table.column(place), gaps)
+        for place, name in enumerate(table.column_names)
     )
     return Table(path, tuple(columns), first)
+
+
+def header_of(path: Path) -> list[str]:
+    """The header alone. Raises `DataError` for a file that is no table."""
+    from pyarrow import parquet
+
+    if _is_parquet(path):
+        with _readable_parquet(path):
+            return list(parquet.read_schema(path).names)
+    with _readable(path):
+        return _header(path, _head(path))[0]
+
+
+def _is_parquet(path: Path) -> bool:
+    """Whether it is one, or a delimited text, by its name. Raises `DataError` for anything else."""
+    if not path.exists():
+        raise DataError(f"{path}: no such file")
+    name = path.name.lower()
+    if not path.is_file() or not name.endswith(SUFFIXES):
+        raise DataError(f"{path}: expected a file named {', '.join(SUFFIXES)}")
+    return name.endswith(PARQUET_SUFFIXES)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Raise `DataError` for what Arrow raises where a file cannot be unpacked."""
+    try:
+        yield
+    except OSError as error:
+        packed = "; damaged, cut short or no gzip; pack it anew" if path.suffix == ".gz" else ""
+        raise DataError(f"{path}: cannot be read: {error}{packed}") from None
+
+
+def _head(path: Path) -> bytes:
+    import pyarrow as pa
+
+    with pa.input_stream(str(path), compression="detect") as file:
+        return bytes(file.read(HEADER_BYTES))
 
 
 def _delimited(path: Path) -> pa.Table:
     import pyarrow as pa
     from pyarrow import csv as arrow
 
-    with pa.input_stream(str(path), compression="detect") as file:
-        head = file.read(HEADER_BYTES)
-    header, delimiter = _header(path, head)
+    header, delimiter = _header(path, _head(path))
     ragged: list[str] = []
 
     def note(row: Any) -> str:
@@ -171,12 +205,16 @@ def _header(path: Path, head: bytes) -> tuple[list[str], str]:
         text = head.decode("utf-8-sig", errors="ignore" if len(head) == HEADER_BYTES else "strict")
     except UnicodeDecodeError:
         raise _undecodable(path) or DataError(f"{path}: not UTF-8") from None
-    first = next((line for line in text.splitlines() if line.strip()), "")
+    lines = enumerate(text.splitlines(), 1)
+    number, first = next(((n, line) for n, line in lines if line.strip()), (0, ""))
     if not first:
         raise DataError(f"{path}: empty; expected a header and rows")
     tab = path.name.lower().split(".")[-1 - path.name.lower().endswith(".gz")] in ("tsv", "tab")
     mark = "\t" if tab else max(DELIMITERS, key=first.count)
-    return next(csv.reader(io.StringIO(first), delimiter=mark)), mark
+    try:
+        return next(csv.reader(io.StringIO(first), delimiter=mark)), mark
+    except csv.Error as error:
+        raise DataError(f"{path}: line {number}: {error}; expected the names of columns") from None
 
 
 def _undecodable(path: Path) -> DataError | None:
@@ -196,13 +234,35 @@ def _undecodable(path: Path) -> DataError | None:
 
 
 def _parquet(path: Path) -> pa.Table:
-    import pyarrow as pa
     from pyarrow import parquet
 
-    try:
+    with _readable_parquet(path):
         return parquet.read_table(path)
+
+
+@contextmanager
+def _readable_parquet(path: Path) -> Iterator[None]:
+    import pyarrow as pa
+
+    try:
+        yield
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: not a Parquet file that can be read: {error}") from None
+
+
+def _told_of(path: Path, name: str, chunks: pa.ChunkedArray, gaps: Sequence[str]) -> Column:
+    """The column. Raises `DataError` naming it where Arrow cannot tell its values."""
+    import pyarrow as pa
+
+    try:
+        return _column(name, chunks, gaps)
+    except MemoryError:
+        raise
+    except pa.ArrowException as error:
+        raise DataError(
+            f"{path}: column {name!r}: values of type {chunks.type} cannot be read: {error}; write "
+            "them as another type, or leave the column out"
+        ) from None
 
 
 def _column(name: str, chunks: pa.ChunkedArray, gaps: Sequence[str]) -> Column:
@@ -213,6 +273,8 @@ def _column(name: str, chunks: pa.ChunkedArray, gaps: Sequence[str]) -> Column:
     if pa.types.is_dictionary(kind):
         chunks = chunks.cast(kind.value_type)
         kind = chunks.type
+    if pa.types.is_float16(kind):  # which Arrow neither encodes nor compares
+        chunks = chunks.cast(pa.float32())
     nothing = pa.array([], pa.string())
     if pa.types.is_temporal(kind):
         why = "dates; make numbers of them, such as the month or days since"

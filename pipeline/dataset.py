@@ -134,7 +134,7 @@ def listed(mistakes: list[str], what: str) -> DataError:
 class Faults:
     """What several checks find wrong, told as one error: who mends a file wants to do it once.
 
-    Kinds share the `SHOWN` lines of an error evenly.
+    Kinds share the `SHOWN` lines of an error evenly, and those that one leaves are the others'.
     """
 
     def __init__(self) -> None:
@@ -165,14 +165,23 @@ class Several(DataError):
 
     def __init__(self, faults: list[DataError]) -> None:
         self.faults = faults
-        share = max(1, SHOWN // len(faults))
-        super().__init__(
-            "\n".join(
-                str(
-                    Listed(fault.mistakes, fault.what, share)
-                    if isinstance(fault, Listed)
-                    else fault
-                )
-                for fault in faults
-            )
-        )
+        counts = [len(fault.mistakes) if isinstance(fault, Listed) else 1 for fault in faults]
+        shares = _dealt(counts)
+        lines = [
+            str(Listed(fault.mistakes, fault.what, share) if isinstance(fault, Listed) else fault)
+            for fault, share in zip(faults, shares, strict=True)
+            if share
+        ]
+        untold = sum(c for c, share in zip(counts, shares, strict=True) if not share)
+        super().__init__("\n".join([*lines, *([f"... and {untold} more"] if untold else [])]))
+
+
+def _dealt(counts: list[int]) -> list[int]:
+    """How many mistakes each kind shows: one in turn, until none are left or `SHOWN` are shown."""
+    shares, left = [0] * len(counts), SHOWN
+    for turn in range(SHOWN):
+        for place, count in enumerate(counts[:SHOWN]):
+            if turn < count and left:
+                shares[place] += 1
+                left -= 1
+    return shares

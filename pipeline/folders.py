@@ -313,9 +313,24 @@ def read_table(found_in: Source, file: str) -> tuple[list[str], Iterator[tuple[i
         raise DataError(f"{found_in.path / file}: cannot be read: {error}") from error
     first = text.partition("\n")[0]
     separator = max(",\t;", key=first.count)
+    rows = _cells(found_in.path / file, text, separator)
+    header = [name.strip() for name in next(rows, (1, []))[1]]
+    return header, ((number, values) for number, values in rows if values)
+
+
+def _cells(path: Path, text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
+    """Every row with the line that it ends on. Raises `DataError` naming the line that it begins on."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
-    header = [name.strip() for name in next(reader, [])]
-    return header, ((reader.line_num, values) for values in reader if values)
+    begins = 1
+    try:
+        for values in reader:
+            yield reader.line_num, values
+            begins = reader.line_num + 1
+    except csv.Error as error:
+        raise DataError(
+            f"{path}: line {begins}: {error}; a quote that is never closed takes in what follows, "
+            "or this is no table"
+        ) from None
 
 
 def sampler(found_in: Source, found: Found) -> Callable[[int], tuple[str, bytes]]:

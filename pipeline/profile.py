@@ -14,16 +14,19 @@ from pipeline.target import Target
 BINS = 32
 
 
-def profile(train: Rows, taught: Target, answers: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def profile(
+    train: Rows, taught: Target, answers: Mapping[str, np.ndarray], threshold: float = 0.5
+) -> dict[str, Any]:
     """Histograms of each input over the training split, and of the answers over the test split.
 
+    `threshold` is the probability from which a tag holds.
     `counts[i]` counts what lies in `edges[i] <= x < edges[i + 1]` (the last bin holds its end too).
     """
     return {
         "schema_version": 1,
         "inputs": {name: _histogram(array) for name, array in train.arrays.items()},
         "targets": _targets(train.target, taught),
-        "predictions": _predictions(taught, answers),
+        "predictions": _predictions(taught, answers, threshold),
     }
 
 
@@ -33,14 +36,16 @@ def _targets(values: np.ndarray, taught: Target) -> dict[str, Any]:
     return {"labels": list(taught.labels), "counts": list(target.counts(values, taught.labels))}
 
 
-def _predictions(taught: Target, answers: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def _predictions(
+    taught: Target, answers: Mapping[str, np.ndarray], threshold: float
+) -> dict[str, Any]:
     """Of probabilities how often each label is the answer, and how sure; else of every output."""
     if "probabilities" not in answers:
         return {name: _histogram(answer) for name, answer in answers.items()}
     probabilities = answers["probabilities"]
     said = np.eye(probabilities.shape[1], dtype=bool)[probabilities.argmax(1)]
     if taught.kind == "tags":
-        said = probabilities >= 0.5
+        said = probabilities >= np.float32(threshold)
     sure = np.where(said, probabilities, 1 - probabilities).max(1)
     if taught.kind == "class":
         sure = probabilities.max(1)

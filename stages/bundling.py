@@ -53,7 +53,12 @@ def bundle(
         "model.onnx": graph,
         "golden.npz": golden_rows,
         "profile.json": canonical_json(
-            profile(task.questions(prepared.read(layout.data, "train")), data.target, answers)
+            profile(
+                task.questions(prepared.read(layout.data, "train")),
+                data.target,
+                answers,
+                next((o.threshold for o in outputs if o.threshold is not None), 0.5),
+            )
         ),
         "card.md": card(
             experiment.name,

@@ -21,7 +21,7 @@ from pipeline.bundle.decode._row import GAPS, as_csv, notation, written
 from pipeline.bundle.decode.categorical import FIRST, GAP, UNSEEN, CategoricalDecoder
 from pipeline.bundle.decode.numeric import NumericDecoder
 from pipeline.bundle.manifest import Input
-from pipeline.columns import Column, Table, read
+from pipeline.columns import Column, Table, header_of, read
 from pipeline.config import Section, suggestion
 from pipeline.dataset import DataError, Encoded, Faults, RawData, Split, listed
 from pipeline.frontends import columns as frontend
@@ -78,8 +78,7 @@ class Config(Section):
     def _once(self) -> Config:
         if not self.targets:
             raise ValueError("target: expected a column, or a list of columns")
-        names = [*self.targets, *self.numeric, *self.categorical, *self.ignore]
-        names += [self.split_column] if self.split_column else []
+        names = self.named
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise ValueError(f"column {twice!r} is named in two places")
@@ -89,6 +88,12 @@ class Config(Section):
     def targets(self) -> tuple[str, ...]:
         """The columns to learn."""
         return (self.target,) if isinstance(self.target, str) else self.target
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """The columns that must be there."""
+        dealt = (self.split_column,) if self.split_column else ()
+        return (*self.targets, *self.numeric, *self.categorical, *self.ignore, *dealt)
 
 
 @dataclass(frozen=True)
@@ -100,17 +105,20 @@ class Sorted:
     ignored: dict[str, str]
 
 
+def look(config: Config, root: Path) -> None:
+    """Raises `DataError` listing the columns that the file lacks, told from its header alone."""
+    path = root / config.path
+    _check_named(path, header_of(path), (*config.named, *config.encoding.log))
+
+
 def load(config: Config, root: Path) -> RawData:
     """Every row: `numeric` float32 and `categorical` int64 `[rows, columns]`, whichever there are.
 
     Raises `DataError` that lists what is wrong by row.
     """
     table = read(root / config.path, config.gaps)
+    _check_named(table.path, [column.name for column in table.columns], config.named)
     faults = Faults()
-    for name in (*config.targets, *config.numeric, *config.categorical, *config.ignore):
-        with faults.noted():
-            _there(table, name)
-    faults.settle()
     with faults.noted():
         target, labels = taught(table, config)
     with faults.noted():
@@ -269,11 +277,17 @@ def _looks_numeric(column: Column) -> bool:
 
 
 def _there(table: Table, name: str) -> Column:
-    for column in table.columns:
-        if column.name == name:
-            return column
-    names = [column.name for column in table.columns]
-    raise DataError(f"{table.path}: no column {name!r}{suggestion(name, names)}")
+    _check_named(table.path, [column.name for column in table.columns], [name])
+    return next(column for column in table.columns if column.name == name)
+
+
+def _check_named(path: Path, known: list[str], wanted: Sequence[str]) -> None:
+    """Raise `DataError` for each column that is not there."""
+    faults = Faults()
+    for name in dict.fromkeys(wanted):
+        if name not in known:
+            faults.note(DataError(f"{path}: no column {name!r}{suggestion(name, known)}"))
+    faults.settle()
 
 
 def _classes(table: Table, column: Column) -> tuple[np.ndarray, tuple[str, ...]]:

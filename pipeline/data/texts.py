@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -74,6 +75,16 @@ class Table:
     lines: list[int]
 
 
+def look(config: Config, root: Path) -> None:
+    """Raises `DataError` for a file that is no table of texts, or lacks columns."""
+    table = read(root / config.path, config)
+    faults = Faults()
+    for name in filter(None, (config.text, config.label, config.split_column)):
+        with faults.noted():
+            _column(table, config, name)
+    faults.settle()
+
+
 def load(config: Config, root: Path) -> RawData:
     """Every row as `token_ids` int64 `[rows, tokens]`. Raises `DataError` that lists rows by line."""
     table = read(root / config.path, config)
@@ -110,7 +121,8 @@ def load(config: Config, root: Path) -> RawData:
 def read(path: Path, config: Config) -> Table:
     """The cells of a file. Raises `DataError` for what has no header or is no text."""
     if not path.is_file():
-        raise DataError(f"{path}: no such file")
+        expected = "expected a file of texts" if path.exists() else "no such file"
+        raise DataError(f"{path}: {expected}")
     delimiter = DELIMITERS[
         SUFFIXES.get(path.suffix.lower(), "comma")
         if config.delimiter == "auto"
@@ -207,9 +219,11 @@ def _column(table: Table, config: Config, name: str) -> list[str]:
     return [row[place] for row in table.rows]
 
 
-def _by_number(labels: list[str]) -> type[float] | type[str]:
-    """Labels that are numbers stand in their order, others in the alphabet's."""
-    return float if all(label.isdecimal() for label in labels) else str
+def _by_number(labels: list[str]) -> Callable[[str], tuple[float, str]]:
+    """Labels that are numbers stand in their order, others and equal ones in the alphabet's."""
+    if all(label.isdecimal() for label in labels):
+        return lambda label: (float(label), label)
+    return lambda label: (0.0, label)
 
 
 def _given(table: Table, config: Config) -> dict[str, np.ndarray]:

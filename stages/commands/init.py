@@ -69,7 +69,7 @@ def command(
             )
     except ConfigError as error:
         fail(str(error), 2)
-    except DataError as error:
+    except (DataError, OSError) as error:
         fail(str(error), 1)
     if (own := source or data) and unknown_to_queue(own):
         click.echo(

@@ -91,6 +91,13 @@ def test_a_profile_counts_every_pixel_and_answer(scored, digits):
     assert sum(told["predictions"]["confidence"]["counts"]) == len(rows)
 
 
+def test_a_profile_counts_tags_from_their_threshold():
+    rows = Rows({"x": np.zeros((3, 1), np.float32)}, np.zeros((3, 2), bool))
+    answers = {"probabilities": np.float32([[0.3, 0.6], [0.2, 0.9], [0.1, 0.1]])}
+    told = profile(rows, Target(kind="tags", labels=("a", "b")), answers, threshold=0.3)
+    assert told["predictions"]["counts"] == [1, 2]
+
+
 def test_a_profile_of_floats_covers_their_range():
     values = np.random.default_rng(0).normal(0, 3, (5000, 2)).astype(np.float32)
     rows = Rows({"x": values}, np.zeros(5000, np.int64))

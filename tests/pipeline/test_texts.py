@@ -120,6 +120,11 @@ def test_a_column_may_deal_the_rows(tmp_path):
         load(path, split_column="part")
 
 
+def test_labels_that_are_one_number_have_one_order():
+    for labels in (["1", "01", "10", "2"], ["2", "10", "01", "1"]):
+        assert sorted(labels, key=texts._by_number(labels)) == ["01", "1", "2", "10"]
+
+
 def test_columns_are_three():
     with pytest.raises(ConfigError, match="expected other columns"):
         build(texts.Config, {"name": "texts", "path": "a", "label": "text"}, "data")

@@ -6,6 +6,7 @@ what the message has to name. What was prepared before stays as it was.
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import re
@@ -305,6 +306,13 @@ DIRT = [
         LIST,
     ),
     Dirt(
+        "an open quote in a table of files",
+        "sounds",
+        listed('"low/1.wav,low', *["low/2.wav,low"] * 10_000),
+        ("list.csv: line 22: field larger than field limit",),
+        LIST,
+    ),
+    Dirt(
         "a column that is missing",
         "texts",
         replaced("text,kind\na,b\nc,d\n"),
@@ -412,6 +420,19 @@ DIRT = [
         lambda r: write(r / "set.parquet", b"PAR1 and no more"),
         ("set.parquet: not a Parquet file",),
         {"path": "set.parquet"},
+    ),
+    Dirt(
+        "a damaged gzip",
+        "table",
+        lambda r: write(r / "set.csv.gz", gzip.compress((r / "set.csv").read_bytes())[:-9]),
+        ("set.csv.gz: cannot be read: Truncated", "pack it anew"),
+        {"path": "set.csv.gz"},
+    ),
+    Dirt(
+        "a line without end",
+        "table",
+        replaced("a" * 300_000),
+        ("set.csv: line 1: field larger than field limit",),
     ),
     Dirt(
         "labels out of range",

@@ -201,6 +201,8 @@ def test_what_the_queue_would_lack_is_told(folder: Path) -> None:
     [
         ("mnist-cnn", "expected train-images-idx3-ubyte"),
         ("faces", "no folders of classes, but 1 picture directly in it"),
+        ("spam", "own: expected a file of texts"),
+        ("houses", "own: expected a file named .csv"),
     ],
 )
 def test_a_recipe_looks_at_the_data_first(folder: Path, recipe: str, told: str) -> None:
@@ -208,6 +210,22 @@ def test_a_recipe_looks_at_the_data_first(folder: Path, recipe: str, told: str) 
     picture(folder / "own" / "1.png", 1)
     done = init("--recipe", recipe, "--data", "own")
     assert done.exit_code == 1 and told in done.stderr
+    assert (folder / "params.yaml").read_text() == SHIPPED
+
+
+def test_a_recipe_of_a_table_or_of_texts_asks_for_its_columns(folder: Path) -> None:
+    (folder / "other.csv").write_text("label,median_house_value\nx,1\ny,2\n")
+    (folder / "cut.csv.gz").write_bytes(b"no gzip")
+    for recipe, data, told in (
+        ("spam", "other.csv", "other.csv: no column 'text'"),
+        ("spam", "/dev/null", "/dev/null: expected a file of texts"),
+        ("houses", "other.csv", "other.csv: no column 'ocean_proximity'"),
+        ("houses", "cut.csv.gz", "cut.csv.gz: cannot be read"),
+    ):
+        done = init("--recipe", recipe, "--data", data)
+        assert done.exit_code == 1 and told in done.stderr, done.output
+    done = init("cut.csv.gz")
+    assert done.exit_code == 1 and "cut.csv.gz: cannot be read" in done.stderr
     assert (folder / "params.yaml").read_text() == SHIPPED
 
 

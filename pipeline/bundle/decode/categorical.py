@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from pipeline.bundle.decode._row import RowDecoder, as_csv, cells
+from pipeline.bundle.decode._row import SHOWN, RowDecoder, as_csv, cells
 
 MEDIA = ("text/csv", "application/json", "text/tab-separated-values")
 EXAMPLE = "row.csv"
@@ -78,14 +78,16 @@ def hint(
 ) -> str | None:
     """Which values the training rows did not have."""
     unseen = [
-        f"{name} {text!r}"
+        f"{name} {text[:40]!r}"
         for name, text, values in zip(
             decoder.columns, cells(decoder, payload), decoder.values, strict=True
         )
         if text is not None and text not in values
     ]
     if unseen:
-        return f"never seen in training: {', '.join(unseen)}; the answer is made without them"
+        more = f" and {len(unseen) - SHOWN} more" if len(unseen) > SHOWN else ""
+        told = ", ".join(unseen[:SHOWN]) + more
+        return f"never seen in training: {told}; the answer is made without them"
     return None
 
 

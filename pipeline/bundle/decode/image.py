@@ -184,7 +184,11 @@ def hint(
             f"nothing of the drawing is left at the model's {decoder.width}x{decoder.height} "
             "pixels; cut the picture to what is drawn, or draw with thicker strokes"
         )
-    if decoder.trim and _light_border(decoder, picture, invert):
+    light = decoder.trim and _light_border(decoder, picture, invert)
+    # Of a picture with transparency the other way may be no better: what shows through changes, too.
+    if light and not (
+        _flat(_row(whole, picture, not invert)) or _light_border(decoder, picture, not invert)
+    ):
         if invert:
             return "the picture looks light on dark already; leave out --invert"
         return "the picture looks dark on light, and the model learned light on dark; try --invert"

@@ -205,6 +205,10 @@ def test_a_hint_needs_to_know_what_was_learned_and_goes_both_ways():
     assert hint(strokes, on_white, invert=True) is hint(strokes, on_black) is None
     assert "leave out --invert" in hint(strokes, on_black, invert=True)
     assert not any(hint(grey(), p, invert=i) for p in (on_black, on_white) for i in (False, True))
+    see_through = io.BytesIO()  # its strokes: what shows depends on what is behind them
+    Image.fromarray(light == 0).save(see_through, "PNG", transparency=0)
+    assert hint(strokes, see_through.getvalue()) is None
+    assert "leave out --invert" in hint(strokes, see_through.getvalue(), invert=True)
 
 
 def test_invert_takes_transparent_for_light():

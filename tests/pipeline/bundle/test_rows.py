@@ -117,6 +117,10 @@ def test_a_person_is_told_of_values_never_seen():
     assert "city 'Ulm'" in str(hint(CITIES, b"city\nUlm\n"))
     assert hint(CITIES, b"city\nBonn\n") is None and hint(NUMBERS, b"age,income\n1,2\n") is None
     assert "gap" in str(hint(NUMBERS, b"age,income\n,\n"))
+    names = [f"c{number}" for number in range(12)]
+    many = CategoricalDecoder(columns=names, values=[()] * 12)
+    told = str(hint(many, "\n".join([",".join(names), ",".join(["x" * 50_000] * 12)]).encode()))
+    assert len(told) < 700 and "c9 'xxx" in told and "' and 2 more; the answer" in told
 
 
 @pytest.mark.parametrize(
