@@ -129,7 +129,7 @@ def read(path: Path, config: Config) -> Table:
         else config.delimiter
     ]
     text = _decoded(path, config.encoding)
-    csv.field_size_limit(MAX_BYTES)
+    usual = csv.field_size_limit(MAX_BYTES)
     reader = csv.reader(
         io.StringIO(text, newline=""),
         delimiter=delimiter,
@@ -148,6 +148,8 @@ def read(path: Path, config: Config) -> Table:
             f"{path}: line {begins}: {error}; if quotes are plain text in this file, set "
             "data.quoting to false"
         ) from None
+    finally:
+        csv.field_size_limit(usual)  # it holds for the whole process
     if len(rows) < 2:
         raise DataError(f"{path}: expected a first row that names the columns, and rows below it")
     columns = tuple(name.strip() for name in rows[0])
