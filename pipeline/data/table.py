@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from pipeline.bundle.decode._row import GAPS, as_csv, notation, written
+from pipeline.bundle.decode._row import GAPS, MOST, as_csv, notation, written
 from pipeline.bundle.decode.categorical import FIRST, GAP, UNSEEN, CategoricalDecoder
 from pipeline.bundle.decode.numeric import NumericDecoder
 from pipeline.bundle.manifest import Input
@@ -351,7 +351,7 @@ def _check_log(table: Table, found: Sorted, log: Sequence[str]) -> None:
 
 def _not_numbers(column: Column) -> np.ndarray:
     known = column.known_numbers()
-    wrong = ~(np.abs(known) <= np.finfo(np.float32).max)
+    wrong = ~(np.abs(known) <= MOST)
     return np.flatnonzero(np.append(wrong, False)[column.codes])
 
 

@@ -27,7 +27,9 @@ GAPS = ("", "NA", "N/A", "n/a", "NaN", "nan", "NULL", "null")
 NUMBER = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"
 """The one notation of numbers: 1234.5, -0.5 or 1e-3. RE2 and Python read it alike."""
 
-MOST = float(np.finfo(np.float32).max)
+MOST = float(np.nextafter(2.0**128 - 2.0**103, 0))
+"""The largest number that float32 rounds to a finite one; its own largest is written 3.4028235e+38."""
+
 DELIMITERS = ",\t;|"
 SHOWN = 10
 

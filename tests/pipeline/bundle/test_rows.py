@@ -6,7 +6,7 @@ from contextlib import suppress
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline.bundle.decode import DecodeError, decode, encode, hint
@@ -100,6 +100,7 @@ def test_no_bytes_do_anything_but_decode_or_be_refused(payload):
 
 
 @given(st.lists(st.floats(width=32, allow_infinity=False), min_size=2, max_size=2))
+@example([0.0, float(np.finfo(np.float32).max)])
 def test_numbers_come_back_to_the_last_bit(values):
     row = np.array(values, np.float32)
     suffix, payload = encode(NUMBERS, row)
