@@ -155,7 +155,8 @@ def test_what_fails_on_the_way_leaves_no_half_of_an_experiment(
         raise OSError("no space left")
 
     monkeypatch.setattr(commands, "_show", fail)
-    assert isinstance(init("--recipe", "mnist-cnn").exception, OSError)
+    failed = init("--recipe", "mnist-cnn")
+    assert failed.exit_code == 1 and "no space left" in failed.output
     assert (folder / "params.yaml").read_text() == SHIPPED
 
 
