@@ -24,7 +24,7 @@ import grpc
 import grpc.aio
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT))  # for `tests`, which is not installed
 
 from serving.proto.inference import INFERENCE  # noqa: E402
 from tests.serving.bundles import digits_rows, make_bundle  # noqa: E402

@@ -305,7 +305,7 @@ def check(server: Server, body: Path, path: str, networks: Path, model: str, sid
         found = np.frombuffer(answer[int(length or 0) :], np.float32)
     else:
         found = np.array(numbers(json.loads(answer)), np.float32)
-    rows = int(CELL.match(body.name + "c1")[2])  # type: ignore[index]
+    rows = parts(f"{body.name}c1")[1]
     expected = expected_answer(networks, model, rows)
     if found.size != expected.size or not np.allclose(found, expected.ravel(), atol=1e-4):
         raise RuntimeError(f"{side}: a wrong answer to {body.name}: {answer[:200]!r}")

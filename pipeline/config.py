@@ -20,6 +20,12 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+class Named(Section):
+    """Settings of something that is found by its name."""
+
+    name: str
+
+
 SectionType = TypeVar("SectionType", bound=Section)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field
 
 from pipeline.bundle.manifest import Input
-from pipeline.config import Section
+from pipeline.config import Named, Section
 from pipeline.frontends import pixels
 
 SHOWN = 20
@@ -100,7 +100,7 @@ class RawData:
     first_row: int = 0
     lines: Sequence[int] = ()
     sample: Callable[[int], tuple[str, bytes]] | None = None
-    frontend: Section = field(default_factory=lambda: pixels.Config(name="pixels"))
+    frontend: Named = field(default_factory=lambda: pixels.Config(name="pixels"))
     source: Mapping[str, str] = field(default_factory=dict)
 
     def row(self, number: int | np.intp) -> str:

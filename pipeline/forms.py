@@ -36,6 +36,12 @@ class Features:
     segments: int = 1
 
 
+class Frontend(nn.Module):
+    """Raw tensors to features, in the order of the inputs."""
+
+    features: Features
+
+
 def adapted(features: Features, wanted: Form) -> tuple[nn.Module, tuple[int, ...]]:
     """What stands between frontend and body, and the shape that the body is given.
 

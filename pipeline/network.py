@@ -11,14 +11,14 @@ import torch
 from torch import nn
 
 from pipeline import plugins
-from pipeline.forms import adapted
+from pipeline.forms import Frontend, adapted
 from pipeline.prepared import Manifest
 
 
 class Network(nn.Module):
     """Called with the raw inputs in the manifest's order."""
 
-    def __init__(self, frontend: nn.Module, form: nn.Module, body: nn.Module) -> None:
+    def __init__(self, frontend: Frontend, form: nn.Module, body: nn.Module) -> None:
         super().__init__()
         self.frontend = frontend
         self.form = form
@@ -51,9 +51,9 @@ def assemble(manifest: Manifest, model: ModuleType, config: Any, outputs: int) -
     )
 
 
-def joined(frontend: nn.Module, model: ModuleType, config: Any, outputs: int) -> Network:
+def joined(frontend: Frontend, model: ModuleType, config: Any, outputs: int) -> Network:
     """A body behind a frontend, in the form that it reads."""
-    form, shape = adapted(frontend.features, model.READS)  # type: ignore[arg-type]
+    form, shape = adapted(frontend.features, model.READS)
     return Network(frontend, form, model.build(config, shape, outputs))
 
 

@@ -122,7 +122,7 @@ def _deal(
     else:
         encoded = raw.rows
     tensors = {**arrays, TARGET: targets.stored(raw.target)}
-    frontend = plugins.load("frontend", raw.frontend.name, "data.frontend.name")  # type: ignore[attr-defined]
+    frontend = plugins.load("frontend", raw.frontend.name, "data.frontend.name")
     manifest = Manifest(
         name=name,
         source=dict(raw.source),

@@ -510,5 +510,5 @@ class _Identity(Sequence[bytes]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, row: int) -> bytes:  # type: ignore[override]
+    def __getitem__(self, row: int) -> bytes:  # type: ignore[override]  # nobody asks for a slice
         return self._rows[row].tobytes()

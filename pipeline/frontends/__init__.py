@@ -4,7 +4,8 @@ A file here offers
 
     Config                                              its settings, `name` among them
     measure(config, inputs, arrays, rows) -> Statistics what must be known of the training rows
-    build(config, inputs, statistics) -> nn.Module      called with the raw tensors in order
+    build(config, inputs, statistics)                   called with the raw tensors in order
+        -> pipeline.forms.Frontend
     view(config, inputs, row, features, shares, files)  a row and what each of its features contributed,
         -> pipeline.views.View                          as a person reads it
     NOTHING                                             what features of 0 stand for, in words
@@ -15,6 +16,6 @@ and, where they need one of their own,
     RELATIVE                                            where the exporter cannot keep to
                                                         `pipeline.proof.RELATIVE`
 
-The module has `features`, a `pipeline.forms.Features` that says what it gives. It holds its
+The module says in `features` what it gives. It holds its
 constants as buffers, trains with the body and is exported with it, so nobody repeats it wrongly.
 """

@@ -13,13 +13,13 @@ from pipeline.bundle.decode import named
 from pipeline.bundle.decode.categorical import UNSEEN, CategoricalDecoder
 from pipeline.bundle.decode.numeric import NumericDecoder
 from pipeline.bundle.manifest import Input
-from pipeline.config import Section
+from pipeline.config import Named, Section
 from pipeline.statistics import Statistics, by_channel
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
+    from pipeline.forms import Frontend
     from pipeline.views import View
 
 NOTHING = "a row of average numbers, its categories left out"
@@ -56,10 +56,8 @@ class Encoding(Section):
     )
 
 
-class Config(Encoding):
+class Config(Encoding, Named):
     """The settings of the columns."""
-
-    name: str
 
 
 def measure(
@@ -76,14 +74,14 @@ def measure(
     return {NUMERIC: by_channel(array, rows)}
 
 
-def build(config: Config, inputs: Sequence[Input], statistics: Statistics) -> nn.Module:
+def build(config: Config, inputs: Sequence[Input], statistics: Statistics) -> Frontend:
     """numeric float32 and categorical int64 `[batch, columns]`, either or both -> `[batch, values]`."""
     import torch
     from torch import nn
 
-    from pipeline.forms import Features
+    from pipeline.forms import Features, Frontend
 
-    parts: list[nn.Module] = []
+    parts: list[Frontend] = []
     for declared in inputs:
         if declared.name == NUMERIC:
             parts.append(_numbers(config, statistics, _tails(config, declared)))
@@ -91,11 +89,11 @@ def build(config: Config, inputs: Sequence[Input], statistics: Statistics) -> nn
             assert isinstance(declared.decoder, CategoricalDecoder)
             parts.append(_categories(config, declared.decoder.sizes))
 
-    class Columns(nn.Module):
+    class Columns(Frontend):
         def __init__(self) -> None:
             super().__init__()
             self.parts = nn.ModuleList(parts)
-            self.features = Features("vector", (sum(part.values for part in parts),))  # type: ignore[misc]
+            self.features = Features("vector", (sum(part.features.shape[0] for part in parts),))
 
         def forward(self, *raw: torch.Tensor) -> torch.Tensor:
             given = [part(tensor) for part, tensor in zip(self.parts, raw, strict=True)]
@@ -164,14 +162,16 @@ def _tails(config: Config, declared: Input) -> np.ndarray:
     return np.isin(declared.decoder.columns, config.log)
 
 
-def _numbers(config: Config, statistics: Statistics, tails: np.ndarray) -> nn.Module:
+def _numbers(config: Config, statistics: Statistics, tails: np.ndarray) -> Frontend:
     """Standardised columns, a gap being the mean; beside each, whether it is a gap; and waves."""
     import torch
     from torch import nn
 
+    from pipeline.forms import Features, Frontend
+
     channels = statistics[NUMERIC]
 
-    class Numbers(nn.Module):
+    class Numbers(Frontend):
         mean: torch.Tensor
         scale: torch.Tensor
         tails: torch.Tensor
@@ -180,7 +180,7 @@ def _numbers(config: Config, statistics: Statistics, tails: np.ndarray) -> nn.Mo
             super().__init__()
             self.register_buffer("tails", torch.from_numpy(tails))
             count = len(channels)
-            self.values = count * (2 + 2 * config.waves)
+            self.features = Features("vector", (count * (2 + 2 * config.waves),))
             self.register_buffer("mean", torch.tensor([c.mean for c in channels]))
             # A constant column carries nothing; dividing by 1 keeps it near 0 rather than at NaN.
             self.register_buffer("scale", torch.tensor([1 / (c.std or 1.0) for c in channels]))
@@ -207,19 +207,21 @@ def _numbers(config: Config, statistics: Statistics, tails: np.ndarray) -> nn.Mo
     return Numbers()
 
 
-def _categories(config: Config, sizes: tuple[int, ...]) -> nn.Module:
+def _categories(config: Config, sizes: tuple[int, ...]) -> Frontend:
     """Each column's value as a place of its own, or as a learnt vector; so are gaps and unseen values."""
     import torch
     from torch import nn
 
-    class OneHot(nn.Module):
+    from pipeline.forms import Features, Frontend
+
+    class OneHot(Frontend):
         places: torch.Tensor
         column: torch.Tensor
         limits: torch.Tensor
 
         def __init__(self) -> None:
             super().__init__()
-            self.values = sum(sizes)
+            self.features = Features("vector", (sum(sizes),))
             self.register_buffer("places", torch.cat([torch.arange(size) for size in sizes]))
             column = torch.cat([torch.full((size,), i) for i, size in enumerate(sizes)])
             self.register_buffer("column", column)
@@ -229,13 +231,13 @@ def _categories(config: Config, sizes: tuple[int, ...]) -> nn.Module:
             known = _within(raw, self.limits)
             return (known[:, self.column] == self.places).float()
 
-    class Embedded(nn.Module):
+    class Embedded(Frontend):
         limits: torch.Tensor
 
         def __init__(self) -> None:
             super().__init__()
             widths = _widths(config, sizes)
-            self.values = sum(widths)
+            self.features = Features("vector", (sum(widths),))
             self.register_buffer("limits", torch.tensor(sizes))
             self.tables = nn.ModuleList(
                 nn.Embedding(size, width) for size, width in zip(sizes, widths, strict=True)

@@ -10,13 +10,14 @@ from pydantic import Field
 
 from pipeline.bundle.decode.sound import FULL_SCALE, SoundDecoder
 from pipeline.bundle.manifest import Input
-from pipeline.config import ConfigError, Section
+from pipeline.config import ConfigError, Named, Section
 from pipeline.statistics import Channel, Statistics
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from pipeline.forms import Frontend
     from pipeline.views import View
 
 RELATIVE = 1e-4
@@ -56,10 +57,8 @@ class Settings(Section):
     )
 
 
-class Config(Settings):
+class Config(Settings, Named):
     """The settings of the log-mel spectrogram."""
-
-    name: str
 
 
 def measure(
@@ -88,20 +87,19 @@ def measure(
     }
 
 
-def build(config: Config, inputs: Sequence[Input], statistics: Statistics) -> nn.Module:
+def build(config: Config, inputs: Sequence[Input], statistics: Statistics) -> Frontend:
     """int16 `[batch, samples]` -> float32 `[batch, frames, mels]`, bool `[batch, frames]`.
 
     Frames that lie wholly in the zeros at a row's end are not there, and 0.
     """
     import torch
-    from torch import nn
 
-    from pipeline.forms import Features
+    from pipeline.forms import Features, Frontend
 
     spectrogram = _spectrogram(config, _rate(inputs[0]))
     channels = statistics[inputs[0].name]
 
-    class LogMel(nn.Module):
+    class LogMel(Frontend):
         scale: torch.Tensor
         shift: torch.Tensor
 

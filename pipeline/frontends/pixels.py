@@ -8,22 +8,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.bundle.manifest import Input
-from pipeline.config import Section
+from pipeline.config import Named
 from pipeline.statistics import Channel, Statistics, by_channel
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
+    from pipeline.forms import Frontend
     from pipeline.views import View
 
 NOTHING = "a picture of average grey"
 
 
-class Config(Section):
+class Config(Named):
     """There is nothing to choose."""
-
-    name: str
 
 
 def measure(
@@ -33,7 +31,7 @@ def measure(
     return {inputs[0].name: by_channel(arrays[inputs[0].name], rows)}
 
 
-def build(config: Config, inputs: Sequence[Input], statistics: Statistics) -> nn.Module:
+def build(config: Config, inputs: Sequence[Input], statistics: Statistics) -> Frontend:
     """uint8 `[batch, height, width, channels]` -> float32 `[batch, channels, height, width]`."""
     height, width, channels = (int(n) for n in inputs[0].shape[1:])
     return pixels(statistics[inputs[0].name], (channels, height, width))
@@ -54,14 +52,13 @@ def view(
     return Map(levels[:, :, 0] if levels.shape[2] == 1 else levels, shares.sum(0))
 
 
-def pixels(channels: tuple[Channel, ...], shape: tuple[int, int, int]) -> nn.Module:
+def pixels(channels: tuple[Channel, ...], shape: tuple[int, int, int]) -> Frontend:
     """Each channel brought to mean 0 and deviation 1; `shape` is what comes out of one picture."""
     import torch
-    from torch import nn
 
-    from pipeline.forms import Features
+    from pipeline.forms import Features, Frontend
 
-    class Pixels(nn.Module):
+    class Pixels(Frontend):
         scale: torch.Tensor
         shift: torch.Tensor
 

@@ -11,13 +11,13 @@ from pydantic import Field
 from pipeline.bundle.decode import named
 from pipeline.bundle.decode.text import PADDING, UNKNOWN, TextDecoder
 from pipeline.bundle.manifest import Input
-from pipeline.config import Section
+from pipeline.config import Named, Section
 from pipeline.statistics import Statistics
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
+    from pipeline.forms import Frontend
     from pipeline.views import View
 
 NOTHING = "a text as long, of no words"
@@ -39,10 +39,8 @@ class Embedding(Section):
     )
 
 
-class Config(Embedding):
+class Config(Embedding, Named):
     """An embedding's settings; how large its table is, the tokenizer tells."""
-
-    name: str
 
 
 def measure(
@@ -70,18 +68,18 @@ def view(
     return Words(words, np.add.reduceat(shares.sum(1)[: sum(tokens)], begins))
 
 
-def build(config: Config, inputs: Sequence[Input], statistics: Statistics) -> nn.Module:
+def build(config: Config, inputs: Sequence[Input], statistics: Statistics) -> Frontend:
     """int64 `[batch, tokens]` -> float32 `[batch, tokens, width]`, bool `[batch, tokens]`."""
     import torch
     from torch import nn
 
-    from pipeline.forms import Features
+    from pipeline.forms import Features, Frontend
 
     decoder = inputs[0].decoder
     assert isinstance(decoder, TextDecoder)
     vocabulary = decoder.vocabulary
 
-    class Tokens(nn.Module):
+    class Tokens(Frontend):
         def __init__(self) -> None:
             super().__init__()
             self.features = Features("sequence", (config.width,), config.segments)

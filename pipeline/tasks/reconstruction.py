@@ -25,6 +25,7 @@ from pipeline.tasks._shared.generative import (
     FULL,
     Generative,
     body_of,
+    features_of,
     image,
     latents,
     levels,
@@ -188,7 +189,7 @@ class Task(Generative):
                 self.network, self.body = network, body
 
             def forward(self, *asked: torch.Tensor) -> tuple[torch.Tensor, ...]:
-                mean, log_variance = self.body.encode(*self.network.features(*asked))  # type: ignore[operator]
+                mean, log_variance = self.body.encode(*features_of(self.network)(*asked))
                 return mean, log_variance
 
         class Autoencoder(Encoder):
@@ -237,7 +238,7 @@ def _through(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Image, mean, log variance, logits: a picture to its latent numbers, `noise` away, and back."""
     body = body_of(network)
-    mean, log_variance = body.encode(*network.features(raw))  # type: ignore[operator]
+    mean, log_variance = body.encode(*features_of(network)(raw))
     logits = body.decode(mean + (log_variance / 2).exp() * noise)
     return image(logits), mean, log_variance, logits
 

@@ -232,7 +232,7 @@ class _Missing(PullError):
 class _SameOrigin(urllib.request.HTTPRedirectHandler):
     """Follows a redirect elsewhere without taking the password along."""
 
-    def redirect_request(self, req, fp, code, msg, headers, newurl):  # type: ignore[no-untyped-def]
+    def redirect_request(self, req, fp, code, msg, headers, newurl):  # type: ignore[no-untyped-def]  # as typeshed has it
         following = super().redirect_request(req, fp, code, msg, headers, newurl)
         if following is not None:
             old, new = urllib.parse.urlsplit(req.full_url), urllib.parse.urlsplit(newurl)

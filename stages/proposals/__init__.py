@@ -10,7 +10,7 @@ import importlib
 import json
 import math
 import pkgutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,11 +71,76 @@ def spread(files: Sequence[str], count: int) -> Sequence[str]:
     return files[:: max(1, math.ceil(len(files) / count))]
 
 
-def quoted(text: str) -> str:
-    """A text as YAML has it."""
-    return json.dumps(text, ensure_ascii=False)
+def quoted(value: object) -> str:
+    """A text, or a list of them, as YAML has it."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def plain(value: object) -> str:
     """A number or a truth value as YAML has it."""
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+CLASSIFIED = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss", "calibration_error")
+"""Metrics of an answer that is one of some classes."""
+
+
+@dataclass(frozen=True)
+class Learning:
+    """How a proposed network learns. `told`, `clip` and `augment` are whole lines of YAML."""
+
+    epochs: int
+    batch: int
+    augment: str
+    lr: float = 0.003
+    weight_decay: float = 0.05
+    schedule: str = "one_cycle"
+    warmup: float = 0.2
+    keep: str = "last"
+    told: str = ""
+    clip: str = ""
+
+
+def written(
+    data: str,
+    model: Mapping[str, object],
+    task: str,
+    learning: Learning,
+    metrics: Sequence[str] = CLASSIFIED,
+) -> str:
+    """An experiment's sections; `data` and `task` are lines of YAML, the one with its heading."""
+    return data + REST.format(
+        model="".join(f"  {key}: {plain(value)}\n" for key, value in model.items()),
+        task=task,
+        metrics="".join(f"  - {name}\n" for name in metrics),
+        **vars(learning),
+    )
+
+
+REST = """\
+model:
+{model}  init_from: data/new-weights
+task:
+{task}train:
+  lr: {lr}
+{told}  epochs: {epochs}
+  batch_size: {batch}
+  seed: 1
+  threads: 1
+  device: auto
+  optimiser:
+    name: adamw
+    weight_decay: {weight_decay}
+  schedule:
+    name: {schedule}
+    warmup: {warmup}
+{clip}  augment:
+{augment}  early_stopping:
+    metric: loss
+    patience: 0
+    keep: {keep}
+metrics:
+{metrics}export:
+  opset: 20
+  golden_rows: 20
+"""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ import numpy as np
 from pipeline.data import idx
 from pipeline.dataset import counted
 from stages import budget
-from stages.proposals import Hints, Proposal
+from stages.proposals import Hints, Learning, Proposal, quoted, written
 
 READS = "a folder with the four idx files of the MNIST family"
 
@@ -28,22 +27,21 @@ def propose(source: Path, hints: Hints) -> Proposal | None:
     rows, size = round(0.9 * len(images)), (images.shape[1], images.shape[2])
     choice = budget.choose(rows, classes, size, channels=1, resize=False)
     minutes = counted(max(1, round(choice.minutes)), "minute")
-    text = TEXT.format(
-        path=json.dumps(str(source), ensure_ascii=False),
-        title=json.dumps(f"idx files of {source.name or source.resolve().name}"),
+    data = TEXT.format(
+        path=quoted(str(source)),
+        title=quoted(f"idx files of {source.name or source.resolve().name}"),
         labels="\n".join(f'    - "{number}"' for number in range(classes)),
         fit="lanczos" if min(size) > 16 else "box",
-        model="\n".join(
-            f"  {key}: {str(value).lower() if isinstance(value, bool) else value}"
-            for key, value in choice.model.items()
-        ),
-        epochs=choice.epochs,
-        minutes=minutes,
-        batch=choice.batch_size,
+    )
+    learning = Learning(
+        choice.epochs,
+        choice.batch_size,
+        augment="    shift: 1.5\n",
+        told=f"  # About {minutes} on one thread.\n",
     )
     least = int(np.bincount(labels, minlength=classes).min()) if len(labels) else 0
     return Proposal(
-        text,
+        written(data, choice.model, TASK, learning),
         (
             f"{len(images)} pictures of {size[0]}x{size[1]} in {classes} classes, at least {least} "
             "of each, and a test set",
@@ -54,6 +52,10 @@ def propose(source: Path, hints: Hints) -> Proposal | None:
     )
 
 
+TASK = """\
+  name: classification
+  label_smoothing: 0.0
+"""
 TEXT = """\
 data:
   name: idx
@@ -70,39 +72,4 @@ data:
     validation: 0.1
     test: 0.2
     seed: 0
-model:
-{model}
-  init_from: data/new-weights
-task:
-  name: classification
-  label_smoothing: 0.0
-train:
-  lr: 0.003
-  # About {minutes} on one thread.
-  epochs: {epochs}
-  batch_size: {batch}
-  seed: 1
-  threads: 1
-  device: auto
-  optimiser:
-    name: adamw
-    weight_decay: 0.05
-  schedule:
-    name: one_cycle
-    warmup: 0.2
-  augment:
-    shift: 1.5
-  early_stopping:
-    metric: loss
-    patience: 0
-    keep: last
-metrics:
-  - accuracy
-  - balanced_accuracy
-  - macro_f1
-  - log_loss
-  - calibration_error
-export:
-  opset: 20
-  golden_rows: 20
 """

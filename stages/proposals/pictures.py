@@ -13,7 +13,7 @@ import numpy as np
 from pipeline.data import pictures
 from pipeline.dataset import counted, listed
 from stages import budget
-from stages.proposals import Hints, Proposal, plain, quoted, spread
+from stages.proposals import Hints, Learning, Proposal, plain, quoted, spread, written
 from stages.shares import shares
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def propose(source: Path, hints: Hints) -> Proposal | None:
     channels = 1 if seen.grey else 3
     choice = budget.choose(rows, len(found.classes), _proportions(seen), channels)
     fit = "crop" if seen.lost <= MAX_LOST else "pad"
-    text = TEXT.format(
+    data = TEXT.format(
         path=quoted(str(source)),
         title=quoted(f"pictures of {source.name or source.resolve().name}"),
         sizes="all" if seen.one_size else "usually",
@@ -65,15 +65,19 @@ def propose(source: Path, hints: Hints) -> Proposal | None:
         fit=fit,
         validation=dealt["validation"],
         test=dealt["test"],
-        model="\n".join(f"  {key}: {plain(value)}" for key, value in choice.model.items()),
-        epochs=choice.epochs,
-        minutes=_minutes(choice),
-        batch=choice.batch_size,
-        crop=max(1, min(choice.height, choice.width) // 10),
-        flip=plain(not seen.grey),
-        rotate=5 if rows < budget.SMALL_SET else 0,
-        scale=0.1 if rows < budget.SMALL_SET else 0,
-        colour=0 if seen.grey else 0.2,
+    )
+    learning = Learning(
+        choice.epochs,
+        choice.batch_size,
+        augment=AUGMENT.format(
+            crop=max(1, min(choice.height, choice.width) // 10),
+            flip=plain(not seen.grey),
+            rotate=5 if rows < budget.SMALL_SET else 0,
+            scale=0.1 if rows < budget.SMALL_SET else 0,
+            colour=0 if seen.grey else 0.2,
+        ),
+        told=f"  # About {_minutes(choice)} on one thread. More passes, or larger pictures, usually do "
+        "better.\n",
     )
     told = (
         f"{len(found.files)} pictures of {len(found.classes)} classes; "
@@ -85,7 +89,7 @@ def propose(source: Path, hints: Hints) -> Proposal | None:
         f"{choice.epochs} epochs: at most {_minutes(choice)} on one thread",
         *seen.mistakes,
     )
-    return Proposal(text, told)
+    return Proposal(written(data, choice.model, TASK, learning), told)
 
 
 def _holds_pictures(source: Path) -> bool:
@@ -144,6 +148,21 @@ def _minutes(choice: budget.Choice) -> str:
     return counted(max(1, round(choice.minutes)), "minute")
 
 
+TASK = """\
+  name: classification
+  label_smoothing: 0.05
+"""
+AUGMENT = """\
+    crop: {crop}
+    # Only where left and right are alike: never for writing.
+    flip: {flip}
+    rotate: {rotate}
+    scale: {scale}
+    brightness: {colour}
+    contrast: {colour}
+    saturation: {colour}
+    erase: 0.1
+"""
 TEXT = """\
 data:
   name: pictures
@@ -163,47 +182,4 @@ data:
     validation: {validation}
     test: {test}
     seed: 0
-model:
-{model}
-  init_from: data/new-weights
-task:
-  name: classification
-  label_smoothing: 0.05
-train:
-  lr: 0.003
-  # About {minutes} on one thread. More passes, or larger pictures, usually do better.
-  epochs: {epochs}
-  batch_size: {batch}
-  seed: 1
-  threads: 1
-  device: auto
-  optimiser:
-    name: adamw
-    weight_decay: 0.05
-  schedule:
-    name: one_cycle
-    warmup: 0.2
-  augment:
-    crop: {crop}
-    # Only where left and right are alike: never for writing.
-    flip: {flip}
-    rotate: {rotate}
-    scale: {scale}
-    brightness: {colour}
-    contrast: {colour}
-    saturation: {colour}
-    erase: 0.1
-  early_stopping:
-    metric: loss
-    patience: 0
-    keep: last
-metrics:
-  - accuracy
-  - balanced_accuracy
-  - macro_f1
-  - log_loss
-  - calibration_error
-export:
-  opset: 20
-  golden_rows: 20
 """

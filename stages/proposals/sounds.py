@@ -16,7 +16,7 @@ from pipeline.data.sounds import SOUNDS
 from pipeline.dataset import DataError, counted, listed
 from pipeline.folders import Found, Source, Table
 from stages import budget
-from stages.proposals import Hints, Proposal, plain, quoted, spread
+from stages.proposals import Hints, Learning, Proposal, quoted, spread, written
 from stages.shares import shares
 
 READS = "a folder or tar with one folder of sounds for each class; a CSV with a column of sounds"
@@ -73,7 +73,7 @@ def propose(source: Path, hints: Hints) -> Proposal | None:
         before=_seconds_before(float(np.mean(np.minimum(lengths, seconds))), rate),
     )
     minutes = counted(max(1, round(choice.minutes)), "minute")
-    text = TEXT.format(
+    data = TEXT.format(
         path=quoted(str(way.path)),
         where=_where(way),
         title=quoted(f"sounds of {source.name or source.resolve().name}"),
@@ -85,14 +85,16 @@ def propose(source: Path, hints: Hints) -> Proposal | None:
         segments=segments,
         validation=dealt["validation"],
         test=dealt["test"],
-        model="\n".join(f"  {key}: {plain(value)}" for key, value in choice.model.items()),
-        epochs=choice.epochs,
-        minutes=minutes,
-        batch=choice.batch_size,
+    )
+    learning = Learning(
+        choice.epochs,
+        choice.batch_size,
+        augment=AUGMENT,
+        told=f"  # About {minutes} on one thread. More passes usually do better.\n",
     )
     cut = sum(length > seconds for length in lengths)
     return Proposal(
-        text,
+        written(data, choice.model, TASK, learning),
         (
             f"{len(way.found.files)} sounds of {len(way.found.classes)} classes ({way.told}); "
             + ", ".join(f"{count} {part}" for part, count in counts.items())
@@ -210,6 +212,18 @@ def _where(way: Way) -> str:
     return "  table:\n" + "".join(lines)
 
 
+TASK = """\
+  name: classification
+  label_smoothing: 0.05
+"""
+AUGMENT = """\
+    speed: 0.1
+    time_shift: 0.1
+    time_mask: 0.1
+    frequency_mask: 0.1
+    noise: 20
+    gain: 6
+"""
 TEXT = """\
 data:
   name: sounds
@@ -233,44 +247,4 @@ data:
     validation: {validation}
     test: {test}
     seed: 0
-model:
-{model}
-  init_from: data/new-weights
-task:
-  name: classification
-  label_smoothing: 0.05
-train:
-  lr: 0.003
-  # About {minutes} on one thread. More passes usually do better.
-  epochs: {epochs}
-  batch_size: {batch}
-  seed: 1
-  threads: 1
-  device: auto
-  optimiser:
-    name: adamw
-    weight_decay: 0.05
-  schedule:
-    name: one_cycle
-    warmup: 0.2
-  augment:
-    speed: 0.1
-    time_shift: 0.1
-    time_mask: 0.1
-    frequency_mask: 0.1
-    noise: 20
-    gain: 6
-  early_stopping:
-    metric: loss
-    patience: 0
-    keep: last
-metrics:
-  - accuracy
-  - balanced_accuracy
-  - macro_f1
-  - log_loss
-  - calibration_error
-export:
-  opset: 20
-  golden_rows: 20
 """

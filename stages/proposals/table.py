@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from pipeline.columns import SUFFIXES, Column, Table, read
 from pipeline.config import ConfigError, suggestion
 from pipeline.data import table as tables
 from pipeline.dataset import DataError, counted
-from stages.proposals import Hints, Proposal
+from stages.proposals import CLASSIFIED, Hints, Learning, Proposal, quoted, written
 
 READS = f"a table with a column to learn ({', '.join(SUFFIXES)})"
 SECONDS = 240.0
@@ -75,27 +74,38 @@ def propose(source: Path, hints: Hints) -> Proposal | None:
     epochs = max(1, min(EPOCHS, int(SECONDS / seconds)))
     minutes = max(1, math.ceil(epochs * seconds / 60))
     task = {"class": "classification", "number": "regression"}.get(chosen.teaches, "multilabel")
-    lines = TEXT.format(
-        path=_quoted(str(source)),
-        target=_quoted(list(chosen.target) if task == "multilabel" else chosen.target[0]),
+    data = TEXT.format(
+        path=quoted(str(source)),
+        target=quoted(list(chosen.target) if task == "multilabel" else chosen.target[0]),
         why=chosen.why,
         teaches="auto" if task == "multilabel" else chosen.teaches,
-        units=UNITS.format(_quoted(chosen.target[0])) if task == "regression" else "",
+        units=UNITS.format(quoted(chosen.target[0])) if task == "regression" else "",
         columns=_told(found),
-        log=_quoted([column.name for column in found.numeric if _long_tail(column)]),
-        numeric=_quoted([column.name for column in found.numeric]),
-        categorical=_quoted([column.name for column in found.categorical]),
-        ignore=_quoted(list(found.ignored)),
-        title=_quoted(f"table {source.name}"),
+        log=quoted([column.name for column in found.numeric if _long_tail(column)]),
+        numeric=quoted([column.name for column in found.numeric]),
+        categorical=quoted([column.name for column in found.categorical]),
+        ignore=quoted(list(found.ignored)),
+        title=quoted(f"table {source.name}"),
         share=share,
-        width=width,
-        dropout=0.1 if train > 2000 else 0.2,
-        task=TASKS[task],
-        epochs=epochs,
-        batch=batch,
-        keep="best",
+    )
+    model = {
+        "name": "mlp",
+        "depth": 2,
+        "width": width,
+        "activation": "relu",
+        "batch_norm": False,
+        "dropout": 0.1 if train > 2000 else 0.2,
+        "initialisation": "default",
+    }
+    learning = Learning(
+        epochs,
+        batch,
         augment=_augment(found),
-        metrics="\n".join(f"  - {name}" for name in METRICS[task]),
+        lr=0.002,
+        weight_decay=0.02,
+        schedule="cosine",
+        warmup=0.1,
+        keep="best",
     )
     told = [
         f"{rows} rows; target {', '.join(chosen.target)}: {chosen.why}",
@@ -106,7 +116,8 @@ def propose(source: Path, hints: Hints) -> Proposal | None:
         *(f"ignored: {name!r}, {why}" for name, why in found.ignored.items()),
         f"network mlp, {epochs} epochs: at most {counted(minutes, 'minute')} on one thread",
     ]
-    return Proposal(lines, tuple(told))
+    text = written(data, model, TASKS[task], learning, METRICS[task])
+    return Proposal(text, tuple(told))
 
 
 def _choose(table: Table, hints: Hints) -> Chosen:
@@ -204,7 +215,7 @@ def _augment(found: tables.Sorted) -> str:
         ]
     if found.numeric:
         lines += ["    # So that the place of gaps does.", "    gaps: 0.01"]
-    return "\n".join(lines)
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _told(found: tables.Sorted) -> str:
@@ -217,18 +228,8 @@ def _few(labels: tuple[str, ...]) -> str:
     return ", ".join(labels[:6]) + (", ..." if len(labels) > 6 else "")
 
 
-def _quoted(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
-
-
 METRICS = {
-    "classification": (
-        "accuracy",
-        "balanced_accuracy",
-        "macro_f1",
-        "log_loss",
-        "calibration_error",
-    ),
+    "classification": CLASSIFIED,
     "regression": ("r2", "rmse", "mae", "median_absolute_error"),
     "multilabel": (
         "micro_f1",
@@ -244,15 +245,18 @@ TASKS = {
   name: classification
   label_smoothing: 0.0
   # balanced: a rare class counts as much as a common one.
-  class_weights: none""",
+  class_weights: none
+""",
     "regression": """\
   name: regression
   # absolute or huber where a few rows are far off.
-  loss: squared""",
+  loss: squared
+""",
     "multilabel": """\
   name: multilabel
   # Lower finds more labels, and says more of them wrongly.
-  threshold: 0.5""",
+  threshold: 0.5
+""",
 }
 UNITS = """\
   # Told with every answer; better its units, such as euros.
@@ -282,39 +286,4 @@ data:
     validation: {share}
     test: {share}
     seed: 0
-model:
-  name: mlp
-  depth: 2
-  width: {width}
-  activation: relu
-  batch_norm: false
-  dropout: {dropout}
-  initialisation: default
-  init_from: data/new-weights
-task:
-{task}
-train:
-  lr: 0.002
-  epochs: {epochs}
-  batch_size: {batch}
-  seed: 1
-  threads: 1
-  device: auto
-  optimiser:
-    name: adamw
-    weight_decay: 0.02
-  schedule:
-    name: cosine
-    warmup: 0.1
-  augment:
-{augment}
-  early_stopping:
-    metric: loss
-    patience: 0
-    keep: {keep}
-metrics:
-{metrics}
-export:
-  opset: 20
-  golden_rows: 20
 """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import numpy as np
 from pipeline.config import ConfigError, suggestion
 from pipeline.data import texts
 from pipeline.dataset import DataError, counted
-from stages.proposals import Hints, Proposal
+from stages.proposals import CLASSIFIED, Hints, Learning, Proposal, plain, quoted, written
 
 READS = "a file of texts with a label in each row (.csv, .tsv)"
 SECONDS = 150.0
@@ -65,21 +64,28 @@ def propose(source: Path, hints: Hints) -> Proposal | None:
     longest, epochs, seconds = passes(train, 1.4 * float(words.mean()) + 8, longest)
     minutes = counted(max(1, round(seconds / 60)), "minute")
     uneven = least < 0.5 * len(found) / len(counts)
-    lines = TEXT.format(
-        path=_quoted(str(source)),
-        text=_quoted(text),
-        label=_quoted(label),
-        quoting=str(quoting).lower(),
+    data = TEXT.format(
+        path=quoted(str(source)),
+        text=quoted(text),
+        label=quoted(label),
+        quoting=plain(quoting),
         encoding=encoding,
         longest=longest,
-        title=_quoted(f"texts of {source.name}"),
+        title=quoted(f"texts of {source.name}"),
         share=share,
-        epochs=epochs,
-        batch=min(BATCH, max(8, 2 ** int(np.log2(max(8, train / 20))))),
-        f1="  - f1\n" if len(counts) == 2 and uneven else "",
     )
+    learning = Learning(
+        epochs,
+        min(BATCH, max(8, 2 ** int(np.log2(max(8, train / 20))))),
+        augment=AUGMENT,
+        weight_decay=0.1,
+        keep="best",
+        clip="  clip_norm: 1.0\n",
+    )
+    uncommon = ("f1",) if len(counts) == 2 and uneven else ()
+    metrics = (CLASSIFIED[0], *uncommon, *CLASSIFIED[1:])
     return Proposal(
-        lines,
+        written(data, MODEL, TASK, learning, metrics),
         (
             f"{len(found)} texts in the column {text!r} (--text COLUMN chooses another), usually of "
             f"{round(float(np.median(words)))} words; {encoding}"
@@ -158,10 +164,24 @@ def _columns(table: texts.Table, hints: Hints) -> tuple[str, str]:
     return text, label
 
 
-def _quoted(value: str) -> str:
-    return json.dumps(value, ensure_ascii=False)
-
-
+MODEL = {
+    "name": "recurrent",
+    "cell": "gru",
+    "depth": 1,
+    "width": 128,
+    "bidirectional": True,
+    "pooling": "attention",
+    "dropout": 0.4,
+    "initialisation": "orthogonal",
+}
+TASK = """\
+  name: classification
+  label_smoothing: 0.0
+"""
+AUGMENT = """\
+    # So that the place of words never seen learns something.
+    drop_tokens: 0.1
+"""
 TEXT = """\
 data:
   name: texts
@@ -188,47 +208,4 @@ data:
     validation: {share}
     test: {share}
     seed: 0
-model:
-  name: recurrent
-  cell: gru
-  depth: 1
-  width: 128
-  bidirectional: true
-  pooling: attention
-  dropout: 0.4
-  initialisation: orthogonal
-  init_from: data/new-weights
-task:
-  name: classification
-  label_smoothing: 0.0
-train:
-  lr: 0.003
-  epochs: {epochs}
-  batch_size: {batch}
-  seed: 1
-  threads: 1
-  device: auto
-  optimiser:
-    name: adamw
-    weight_decay: 0.1
-  schedule:
-    name: one_cycle
-    warmup: 0.2
-  clip_norm: 1.0
-  augment:
-    # So that the place of words never seen learns something.
-    drop_tokens: 0.1
-  early_stopping:
-    metric: loss
-    patience: 0
-    keep: best
-metrics:
-  - accuracy
-{f1}  - balanced_accuracy
-  - macro_f1
-  - log_loss
-  - calibration_error
-export:
-  opset: 20
-  golden_rows: 20
 """

@@ -64,7 +64,7 @@ elif len(_KINDS) == 1:
     Decoder = next(iter(_KINDS.values())).Settings
 else:
     Decoder = Annotated[
-        Union[tuple(kind.Settings for kind in _KINDS.values())],  # noqa: UP007
+        Union[tuple(kind.Settings for kind in _KINDS.values())],  # noqa: UP007  (kinds found at run time)
         Field(discriminator="kind"),
     ]
 

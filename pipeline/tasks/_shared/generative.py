@@ -73,6 +73,11 @@ def image(logits: torch.Tensor) -> torch.Tensor:
     return logits.sigmoid().permute(0, 2, 3, 1)
 
 
+def features_of(network: nn.Module) -> Any:
+    """What makes the body's input of raw tensors."""
+    return network.features
+
+
 def body_of(network: nn.Module) -> Any:
     """The network's two sides, as `contract.Body` has them."""
     return network.get_submodule("body")
