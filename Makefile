@@ -16,7 +16,7 @@ KILLS      ?= 200
 STOPS      ?= 100
 # Passed to pytest: make test ARGS="-k bundle -x"
 ARGS       ?=
-# A worker for each core, whole files to each: a file's tests share what they set up.
+# Whole files to each worker, since a file's tests share what they set up: tests/distribution.py.
 PARALLEL   ?= -n auto --dist loadfile --no-loadscope-reorder
 
 ENDURANCE = tests/serving/test_malformed_rpc.py::test_damaged_messages_never_harm_the_server \

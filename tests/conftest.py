@@ -5,12 +5,18 @@ Torch and scikit-learn wake inside the fixtures, so that tests without them star
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
 
+from tests.distribution import (  # noqa: F401
+    pytest_collection_modifyitems,
+    pytest_xdist_auto_num_workers,
+    pytest_xdist_make_scheduler,
+)
 from tests.project import Project, made_once, new_project
 
 if TYPE_CHECKING:
@@ -26,34 +32,9 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("slipway")
 
 
-HERE = Path(__file__).parent
-LONGEST = (
-    "stages/test_repro.py",
-    "test_plugins.py",
-    "stages/test_proposals.py",
-    "stages/test_tracking.py",
-    "stages/test_register_pull.py",
-    "test_docs.py",
-    "pipeline/test_generators.py",
-    "pipeline/test_train.py",
-)
-"""Files that take half a minute and more, the longest first."""
-
-
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--cycles", type=int, default=30, help="cycles of load and unload to measure growth over"
-    )
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first, then slow tests: nobody waits at the end for one long file."""
-    rank = {HERE / name: place for place, name in enumerate(LONGEST)}
-    items.sort(
-        key=lambda item: (
-            rank.get(item.path, len(rank)),
-            item.get_closest_marker("slow") is None,
-        )
     )
 
 
@@ -76,6 +57,20 @@ def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
 
     settings = {"train.epochs": 8, "model.width": 64}
     return train(digits, tmp_path_factory.mktemp("trained"), settings)
+
+
+@pytest.fixture
+def ready_to_export() -> Iterator[None]:
+    """Torch's exporter made ready for many exports in this process, on one thread."""
+    import torch
+
+    from tests.pipeline import exporter
+
+    exporter.once()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -147,3 +148,15 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
             make(draft)
             draft.rename(folder)
     return folder
+
+
+def through(folder: Path, experiment: str, *stages: str) -> None:
+    """Stages of an experiment in this process, which has torch awake; nothing is tracked."""
+    from click.testing import CliRunner
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("SLIPWAY_TRACKING", "off")
+        for stage in stages:
+            done = CliRunner().invoke(import_module(f"stages.{stage}").command, [experiment])
+            assert not done.exit_code, f"{done.output}\n{done.exception!r}"

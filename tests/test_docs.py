@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import HERE, LONGEST
+from tests.distribution import HERE, LONGEST, TOGETHER
 from tests.project import QUICK, ROOT, Project
 from tests.serving.live import Live
 
 README = (ROOT / "README.md").read_text()
 SHOWN = "digits-cnn"
+"""The experiment of the pages' examples, in whose place the quick one answers."""
 
 ELSEWHERE = {
     "make run": "benchmarks/bench_first_run.py",
@@ -52,18 +53,11 @@ def test_every_command_is_run_here_or_somewhere_named() -> None:
 
 @pytest.fixture(scope="module")
 def project(finished: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A finished project whose experiment goes by the README's name."""
+    """A finished project with what the README's commands name."""
     project = finished.copy(tmp_path_factory.mktemp("readme") / "slipway")
-    for name in ("params.yaml", "dvc.yaml", "dvc.lock"):
-        path = project.folder / name
-        path.write_text(path.read_text().replace(QUICK, SHOWN))
-    for name in ("reports", "build", "bundles"):
-        (project.folder / name / QUICK).rename(project.folder / name / SHOWN)
-    for stage in ("export", "verify", "track"):
-        project.run(sys.executable, "-m", f"stages.{stage}", SHOWN)
     from PIL import Image, ImageOps
 
-    sample = Image.open(project.folder / "reports" / SHOWN / "samples" / "3.png")
+    sample = Image.open(project.folder / "reports" / QUICK / "samples" / "3.png")
     ImageOps.invert(sample.resize((200, 200))).save(project.folder / "my-digit.png")
     (project.folder / "path" / "to").mkdir(parents=True)
     _write_idx(project.folder / "path" / "to" / "folder")
@@ -77,18 +71,23 @@ def project(finished: Project, tmp_path_factory: pytest.TempPathFactory) -> Proj
 
 @pytest.fixture(scope="module")
 def server(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    live = Live(project.folder / "bundles" / SHOWN, tmp_path_factory.mktemp("logs"))
+    live = Live(project.folder / "bundles" / QUICK, tmp_path_factory.mktemp("logs"))
     yield live
     live.process.terminate()
     assert live.process.wait(15) == 0
 
 
+def here(shown: str, server: Live) -> str:
+    """A page's command or program for this server and experiment."""
+    address = f"http://127.0.0.1:{server.port}"
+    return shown.replace("http://127.0.0.1:8000", address).replace(SHOWN, QUICK)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("command", runnable())
 def test_readme_command(command: str, project: Project, server: Live) -> None:
-    command = command.replace("http://127.0.0.1:8000", f"http://127.0.0.1:{server.port}")
     done = subprocess.run(
-        ["bash", "-ec", command],
+        ["bash", "-ec", here(command, server)],
         cwd=project.folder,
         env=project.environment(),
         capture_output=True,
@@ -102,8 +101,7 @@ def test_readme_command(command: str, project: Project, server: Live) -> None:
 @pytest.mark.slow
 def test_readme_python(project: Project, server: Live) -> None:
     (program,) = re.findall(r"```python\n(.*?)```", README, re.S)
-    program = program.replace("http://127.0.0.1:8000", f"http://127.0.0.1:{server.port}")
-    done = project.run(sys.executable, "-c", program)
+    done = project.run(sys.executable, "-c", here(program, server))
     assert len(eval(done.stdout, {"__builtins__": {}})) == 10
 
 
@@ -112,7 +110,7 @@ def test_readme_python(project: Project, server: Live) -> None:
     "program", re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "client.md").read_text(), re.S)
 )
 def test_client_page_examples_work(program: str, project: Project, server: Live) -> None:
-    program = program.replace("http://127.0.0.1:8000", f"http://127.0.0.1:{server.port}")
+    program = here(program, server)
     done = project.run(sys.executable, "-W", "error", "-c", program, PYTHONPATH=str(ROOT))
     assert "Traceback" not in done.stderr
     for told in re.findall(r"^ *print\(.*\)  # (.*)$", program, re.M):
@@ -130,14 +128,14 @@ def test_client_page_examples_work(program: str, project: Project, server: Live)
     ),
 )
 def test_bench_page_commands_work(command: str, project: Project, server: Live) -> None:
-    command = command.replace("http://127.0.0.1:8000", f"http://127.0.0.1:{server.port}")
-    command = command.replace("--seconds 10", "--seconds 0.3 --warm-up 0.1")
+    command = here(command, server).replace("--seconds 10", "--seconds 0.3 --warm-up 0.1")
     done = project.run("bash", "-ec", command, PYTHONPATH=str(ROOT))
     assert "Traceback" not in done.stderr and "200: " in done.stdout
 
 
 def test_files_that_take_longest_are_there() -> None:
-    assert not [name for name in LONGEST if not (HERE / name).is_file()]
+    assert not [name for name in LONGEST if not (HERE / name).exists()]
+    assert all(list(HERE.glob(f"{start}*")) for some in TOGETHER.values() for start in some)
 
 
 def test_settings_reference_is_up_to_date() -> None:

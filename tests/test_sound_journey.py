@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import subprocess
-import sys
 import urllib.request
 from pathlib import Path
 
@@ -19,9 +16,9 @@ from pipeline import prepared
 from pipeline.bundle import manifest
 from serving.commands.predict import command as predict
 from tests.pipeline import test_sounds as sounds
+from tests.project import through
 from tests.serving.live import Live
 
-ROOT = Path(__file__).parents[1]
 PARAMS = """\
 experiments:
   tones:
@@ -43,12 +40,6 @@ experiments:
     metrics: [accuracy]
     export: {opset: 20}
 """
-STAGES = """
-import sys
-from importlib import import_module
-for stage in ("prepare", "train", "evaluate", "export", "verify"):
-    import_module(f"stages.{stage}").command(["tones"], standalone_mode=False)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -57,15 +48,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tones")
     sounds.classes(folder / "set", count=20)
     (folder / "params.yaml").write_text(PARAMS)
-    done = subprocess.run(
-        [sys.executable, "-c", STAGES],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": ""},
-        capture_output=True,
-        text=True,
-        timeout=250,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    through(folder, "tones", "prepare", "train", "evaluate", "export", "verify")
     return folder
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +15,9 @@ from benchmarks.bench_files import compare
 from pipeline.bundle import manifest
 from serving.commands.predict import command as predict
 from stages.params import load
+from tests.project import through
 from tests.serving.live import Live, tensor
 
-ROOT = Path(__file__).parents[1]
 SMS = Path(os.environ.get("SLIPWAY_DATA", "")) / "text" / "sms-spam.tsv"
 ROWS = 400
 WORDS = 'call me NOW, ok "free" £100 prize! Gr8 café ﬁne été день ::-) u r l8 home txt'
@@ -38,12 +36,6 @@ experiments:
     train: {lr: 0.02, epochs: 2, batch_size: 32, seed: 1, augment: {drop_tokens: 0.1}}
     metrics: [accuracy, f1]
     export: {opset: 20, golden_rows: 6}
-"""
-STAGES = """
-import sys
-from importlib import import_module
-for stage in ("prepare", "train", "evaluate", "export", "verify"):
-    import_module(f"stages.{stage}").command(["messages"], standalone_mode=False)
 """
 
 
@@ -64,15 +56,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("messages")
     (folder / "messages.tsv").write_text("\n".join(lines()), "utf-8")
     (folder / "params.yaml").write_text(PARAMS)
-    done = subprocess.run(
-        [sys.executable, "-c", STAGES],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": ""},
-        capture_output=True,
-        text=True,
-        timeout=250,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    through(folder, "messages", "prepare", "train", "evaluate", "export", "verify")
     return folder
 
 

@@ -1,17 +1,14 @@
 """One model in many settings and tasks, each built, taught two steps, exported and asked.
 
-`python -m tests.pipeline.parity MODEL` reads a JSON list of cases, each of them `{"task", "part",
-"model", "export"}`, and prints, for each, the largest difference between ONNX Runtime's answers and
-torch's at 1, 7 and 64 rows, by way of golden rows, as a share of the largest answer where that is
-above 1: of pictures, or of texts of three lengths for a model that reads sequences. There, rows of
-any length stand in one batch, one of nothing among them, and each must be answered as it is alone.
-A case without an export is built, taught and asked in torch alone.
+Of a case `{"task", "part", "model", "export"}` the largest difference is told between ONNX Runtime's
+answers and torch's at 1, 7 and 64 rows, by way of golden rows, as a share of the largest answer
+where that is above 1: of pictures, or of texts of three lengths for a model that reads sequences.
+There, rows of any length stand in one batch, one of nothing among them, and each must be answered
+as it is alone. A case without an export is built, taught and asked in torch alone.
 """
 
 from __future__ import annotations
 
-import json
-import sys
 from functools import partial
 from itertools import product
 from typing import Any
@@ -31,7 +28,6 @@ from pipeline.prepared import Rows
 from pipeline.statistics import Channel
 from pipeline.target import Target
 from serving.inference.runtime import open_session
-from tests.pipeline import exporter
 
 ROWS, LENGTHS = (1, 7, 64), (1, 9, 70)
 HEIGHT, WIDTH, CHANNELS, LABELS = 12, 10, 3, tuple("abcde")
@@ -140,10 +136,3 @@ def worst_difference(name: str, case: dict[str, Any]) -> float:
             largest = max(1.0, float(np.abs(expected[output]).max()))
             worst = max(worst, float(np.abs(answer[output] - expected[output]).max()) / largest)
     return worst
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    exporter.once()
-    for line in json.load(sys.stdin):
-        print(worst_difference(sys.argv[1], line))

@@ -26,6 +26,7 @@ from pipeline.network import predict
 from serving.inference.runtime import open_session
 from stages import network as networks
 from tests.pipeline.experiments import NAME, Trained, settings
+from tests.project import through
 
 ROOT = Path(__file__).parents[2]
 OUTPUTS = ("logits", "probabilities")
@@ -33,33 +34,30 @@ OUTPUTS = ("logits", "probabilities")
 
 @pytest.fixture(scope="module")
 def exported(digits: Path, trained: Trained, tmp_path_factory) -> list[Path]:
-    """The build folders of two exports of one network, by processes as different as may be."""
-    builds, running = [], []
-    for number, depth in enumerate(("here", "somewhere/else/far/down")):
-        project = tmp_path_factory.mktemp("export") / depth
+    """The build folders of two exports of one network: by this process, and by one that began anew."""
+    projects = []
+    for place in ("here", "somewhere/else/far/down"):
+        project = tmp_path_factory.mktemp("export") / place
         build = project / "build" / NAME
         shutil.copytree(digits, build / "data")
         save_weights(build / "weights.safetensors", trained.network.state_dict())
         changes = {"model.width": 64, "export.golden_rows": 20}
         params = {"experiments": {NAME: settings(changes)}}
         (project / "params.yaml").write_text(json.dumps(params))
-        environment = {"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": str(number)}
-        command = [sys.executable, "-m", "stages.export", NAME]
-        running.append(
-            subprocess.Popen(
-                command,
-                cwd=project,
-                env=os.environ | environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-        )
-        builds.append(build)
-    for process in running:
+        projects.append(project)
+    one, other = projects
+    with subprocess.Popen(
+        [sys.executable, "-m", "stages.export", NAME],
+        cwd=other,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        through(one, NAME, "export")
         told, _ = process.communicate()
-        assert not process.returncode, told
-    return builds
+    assert not process.returncode, told
+    return [project / "build" / NAME for project in projects]
 
 
 @pytest.fixture(scope="module")

@@ -42,7 +42,7 @@ def drawn(lengths: list[int], steps: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(len(lengths), steps, CHANNELS), there
 
 
-def test_every_cell_direction_and_depth_is_exported_as_it_was_trained():
+def test_every_cell_direction_and_depth_is_exported_as_it_was_trained(ready_to_export):
     torch.manual_seed(0)
     module = Side().eval()
     inputs = [

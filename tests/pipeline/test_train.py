@@ -13,6 +13,7 @@ import struct
 import subprocess
 import sys
 import termios
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -281,26 +282,31 @@ def test_a_learning_rate_beyond_float32_ends_in_a_sentence(digits, tmp_path, opt
     ("columns", "environment", "bar"),
     [(80, {}, True), (0, {}, False), (80, {"COLUMNS": "0"}, False)],
 )
-def test_a_terminal_without_columns_gets_plain_lines(digits, tmp_path, columns, environment, bar):
+def test_a_terminal_without_columns_gets_plain_lines(
+    digits, tmp_path, monkeypatch, capsys, columns, environment, bar
+):
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    shown = b""
-    settings = json.dumps({"train.epochs": 3})
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.pipeline.training", digits, tmp_path, settings, "9", "0"],
-        cwd=Path(__file__).parents[2],
-        env={k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")} | environment,
-        stdout=subprocess.PIPE,
-        stderr=theirs,
-    )
-    os.close(theirs)
-    with contextlib.suppress(OSError):  # the other end is closed
-        while chunk := os.read(ours, 1 << 16):
-            shown += chunk
+    for name in ("COLUMNS", "LINES"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    shown = bytearray()
+
+    def look() -> None:
+        with contextlib.suppress(OSError):  # the other end is closed
+            while chunk := os.read(ours, 1 << 16):
+                shown.extend(chunk)
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    with os.fdopen(theirs, "w") as terminal, monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", terminal)
+        train(digits, tmp_path, {"train.epochs": 3})
+    looking.join()
     os.close(ours)
-    lines = process.communicate()[0].decode().splitlines()
-    assert process.returncode == 0
     assert (b"epoch 3/3" in shown) == bar
+    lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("epoch 3/3  lr ") for line in lines) == (not bar)
 
 

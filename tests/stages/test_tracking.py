@@ -375,8 +375,9 @@ def test_a_damaged_database_is_told_at_once(state: State, how: str) -> None:
     process = state.start("-c", TRAIN, "2")
     told_live = process.communicate("end\n", timeout=60)[1]
     assert process.returncode == 0 and "no live curves" in told_live and told in told_live
-    (state.folder / "mlflow.db").unlink()
-    assert "(new)" in state.track().stdout
+    if how == "text":  # from here on they are the same
+        (state.folder / "mlflow.db").unlink()
+        assert "(new)" in state.track().stdout
 
 
 def without_roots_pass() -> None:
