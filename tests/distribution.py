@@ -20,21 +20,30 @@ LONGEST = (
     "stages/test_repro.py",
     "test_plugins.py",
     "stages/test_tracking.py",
-    "stages/test_register_pull.py",
-    "stages/test_registry_access.py",
     "endurance",
     "serving/test_faults.py",
     "test_docs.py",
     "stages/test_proposals.py",
     "test_additions.py",
-    "stages/test_ui.py",
     "pipeline/test_train.py",
-    "pipeline/test_generators.py",
 )
 """Files that take long, the longest first, and folders of them."""
 
 TOGETHER = {
-    "one MLflow server": ("stages/test_tracking.py", "stages/test_regist"),
+    "MLflow, awake once, and its server": (
+        "stages/test_tracking.py",
+        "stages/test_regist",
+        "stages/test_ui.py",
+    ),
+    "torch's exporter, made ready once": (
+        "test_plugins.py",
+        "test_sound_journey.py",
+        "test_text_journey.py",
+        "pipeline/test_export.py",
+        "pipeline/test_generators.py",
+        "pipeline/test_log_mel.py",
+        "pipeline/test_recurrent.py",
+    ),
     "one load at a time": ("endurance/", "serving/test_faults.py"),
 }
 """Files, by how their paths begin, that one worker runs one after the other."""

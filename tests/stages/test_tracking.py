@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mlflow import MlflowClient
 
 from pipeline.config import ConfigError
 from stages import projecting
@@ -294,6 +293,8 @@ def test_two_trackers_and_a_database_that_is_not_there_yet(tmp_path: Path) -> No
 
 
 def test_a_run_deleted_in_mlflow_is_tracked_again(state: State) -> None:
+    from mlflow import MlflowClient
+
     (run,) = state.runs()
     client = MlflowClient(f"sqlite:///{state.folder}/mlflow.db")
     assert "(there already)" in state.track().stdout
@@ -311,6 +312,8 @@ def test_a_run_deleted_in_mlflow_is_tracked_again(state: State) -> None:
 
 
 def test_a_run_deleted_on_a_server_is_tracked_again(mlflow_server: Any, tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
     state = new_state(tmp_path / "project", 8)
     state.env["MLFLOW_TRACKING_URI"] = mlflow_server.uri
     assert "(new)" in state.track().stdout

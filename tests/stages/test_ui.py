@@ -10,10 +10,8 @@ import urllib.request
 from pathlib import Path
 
 import click
-import mlflow
 import pytest
 
-from stages.tracking import server, view
 from stages.tracking.address import address, locked
 from tests.stages.states import State, new_state
 
@@ -45,6 +43,8 @@ def opened(state: State) -> tuple[str, dict[str, str]]:
 @click.command
 def shared() -> None:
     """The part of the address that names the columns shown."""
+    from stages.tracking import server, view
+
     where = address()
     with locked(where):
         print(repr(view.share(server.connect(where))))
@@ -71,6 +71,8 @@ def test_the_page_shows_results_beside_settings(tmp_path: Path) -> None:
 
 def test_this_mlflows_pages_know_shared_views() -> None:
     """They are no documented interface: another MLflow may have dropped them."""
+    import mlflow
+
     pages = Path(mlflow.__file__).parent / "server" / "js" / "build" / "static" / "js"
     script = "".join(path.read_text() for path in pages.glob("*.js"))
     for word in ("viewStateShareKey", "mlflow.sharedViewState.", "selectedColumns", "columnOrder"):
