@@ -49,6 +49,9 @@ MAX_COSTS = 256
 RISE = 1.25
 """How much dearer a row can be found at each run."""
 
+WORTHWHILE = 1 / 4
+"""Of a full batch, what must fit into the loop's time for a batch to be cut to that."""
+
 
 class Waiting(Protocol):
     """What the policy looks at. Only equal signatures can be joined."""
@@ -314,7 +317,7 @@ class Batcher:
             loop.call_soon(self._flush, loop)
 
     def _flush(self, loop: asyncio.AbstractEventLoop) -> None:
-        batch = self._take()
+        batch = self._take(self._most())
         if not batch:
             self._scheduled = False
         elif self._executor is None or not self._is_slow(
@@ -327,6 +330,18 @@ class Batcher:
             self._hand_over(loop, self._executor, batch)
             self._go_ahead(loop)
 
+    def _most(self) -> int:
+        """Rows to run next: a full batch, or what the loop has time for, if that is nearly one."""
+        full = self._settings.rows
+        if self._rows <= 1 or self._executor is None:
+            return full
+        cost = self._cost.of(self._waiting[0].signature)
+        if full * cost * 1000 <= self._settings.slow_ms:
+            return full
+        fitting = int(self._settings.slow_ms / (1000 * cost))
+        behind = self._rows - fitting >= full
+        return full if behind or fitting < WORTHWHILE * full else fitting
+
     def _go_ahead(self, loop: asyncio.AbstractEventLoop) -> None:
         """Hand the thread its next batch early, if it would be no fuller for waiting.
 
@@ -338,7 +353,7 @@ class Batcher:
         if self._running != 1 or not self._executor or self._rows < full:
             return
         if self._is_slow(self._waiting[0].signature, full):
-            batch = self._take(ahead=True)
+            batch = self._take(full, ahead=True)
             if batch:
                 self._hand_over(loop, self._executor, batch)
 
@@ -383,8 +398,8 @@ class Batcher:
         self._cost.note(batch[0].signature, (ended - began) / rows)
         return batch, answers, began, ended
 
-    def _take(self, ahead: bool = False) -> list[Entry]:
-        """The next batch, leaving out those whose client has gone.
+    def _take(self, most: int, ahead: bool = False) -> list[Entry]:
+        """The next batch of at most so many rows, leaving out those whose client has gone.
 
         One taken `ahead` has not begun: who waits too long until then is told so.
         """
@@ -392,7 +407,7 @@ class Batcher:
         self.departed = False
         if not self._in_order:
             waiting = self._ordered(waiting)
-        chosen = select(waiting, self._settings.rows)
+        chosen = select(waiting, most)
         if not self._in_order and not ahead:
             for at in chosen:
                 waiting[at].stop_timer()

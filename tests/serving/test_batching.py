@@ -241,6 +241,33 @@ def test_only_what_takes_long_leaves_the_loop() -> None:
     assert threads == alone + in_a_queue
 
 
+@pytest.mark.parametrize(("requests", "on_loop"), [(16, True), (48, False)])
+def test_a_batch_a_little_too_long_is_cut_unless_a_queue_waits(
+    requests: int, on_loop: bool
+) -> None:
+    runs: list[tuple[int, bool]] = []
+
+    def run(arrays: Arrays) -> Arrays:
+        rows = len(arrays["x"])
+        runs.append((rows, threading.current_thread() is threading.main_thread()))
+        time.sleep(rows * 0.002)
+        return double(arrays)
+
+    async def everyone() -> None:
+        executor = ThreadPoolExecutor(1)
+        batcher = Batcher(run, BatchSettings(rows=16, slow_ms=20), executor, row_seconds=0.002)
+        one = {"x": np.ones((1, 1), np.int64)}
+        await asyncio.gather(*(batcher.submit(one, 1, ()) for _ in range(requests)))
+        executor.shutdown()
+
+    asyncio.run(everyone())
+    assert sum(rows for rows, _ in runs) == requests
+    if on_loop:
+        assert all(rows <= 10 and loop for rows, loop in runs)
+    else:
+        assert runs[0] == (16, False)
+
+
 def test_a_model_that_got_slow_is_noticed() -> None:
     """What a row takes is measured at every run: the promise of the proof is not believed for ever."""
     on_loop: list[bool] = []
