@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from sklearn import metrics as reference
 
 from pipeline import plugins
 from pipeline.config import ConfigError
@@ -55,6 +54,8 @@ def test_a_regression_answers_in_the_targets_units():
 
 
 def test_metrics_of_numbers_are_scikit_learns():
+    from sklearn import metrics as reference
+
     actual, said = RANDOM.normal(5e5, 1e5, (2, 200)).astype(np.float32)
     for name, expected in (
         ("r2", reference.r2_score(actual, said)),
@@ -69,6 +70,8 @@ def test_metrics_of_numbers_are_scikit_learns():
 
 
 def test_metrics_of_tags_are_scikit_learns_at_the_threshold():
+    from sklearn import metrics as reference
+
     actual = RANDOM.random((200, 3)) < 0.3
     logits = (RANDOM.normal(0, 1, (200, 3)) + 2 * actual).round(1).astype(np.float32)  # with ties
     probabilities = 1 / (1 + np.exp(-logits))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import subprocess
@@ -25,11 +26,12 @@ EXPERIMENT = "digits-cnn"
 AT = f"experiments.{EXPERIMENT}"
 SECONDS = 3.0
 MODELS = ", ".join(plugins.names("model"))
+SETTINGS = YAML(typ="safe").load(SHIPPED)
 
 
 def with_setting(path: str, value: object) -> str:
     """The shipped settings with one of the experiment's changed; `...` takes it out."""
-    settings = YAML(typ="safe").load(SHIPPED)
+    settings = copy.deepcopy(SETTINGS)
     *steps, last = path.split(".")
     section = settings["experiments"][EXPERIMENT]
     for step in steps:
