@@ -20,6 +20,7 @@ import socket
 import statistics
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 import tomllib
@@ -198,8 +199,10 @@ def started(name: str, home: Path, model: str) -> Iterator[Server]:
         "apps": PEERS / "apps",
         "models": home / "networks",
         "model": model,
+        "libraries": sysconfig.get_config_var("LIBDIR"),
     }
-    variables = peer.get("environment", {}) | {
+    own = {key: value.format(**words) for key, value in peer.get("environment", {}).items()}
+    variables = own | {
         "MODELS": str(home / "networks"),
         "MODEL": model,
         "PYTHONPATH": str(PEERS / "apps"),
