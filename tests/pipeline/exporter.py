@@ -6,14 +6,17 @@ import functools
 
 
 def once() -> None:
-    """Have the exporter read the sources of its 500 operators once, rather than for each export.
+    """Have the exporter read the sources and signatures of its 500 operators once, not each time.
 
     That takes longer than a small network's own export does, and what it finds is the same. An
     exporter that keeps them elsewhere is left as it is.
     """
-    from torch.onnx._internal.exporter import _registration
+    from torch.onnx._internal.exporter import _registration, _schemas
 
-    apis = getattr(_registration, "onnxscript_apis", None)
-    found = getattr(apis, "get_torchlib_ops", None)
-    if found is not None and not hasattr(found, "cache_info"):
-        apis.get_torchlib_ops = functools.cache(found)
+    for module, name in (
+        (getattr(_registration, "onnxscript_apis", None), "get_torchlib_ops"),
+        (_schemas, "op_signature_from_function"),
+    ):
+        found = getattr(module, name, None)
+        if found is not None and not hasattr(found, "cache_info"):
+            setattr(module, name, functools.cache(found))
