@@ -15,7 +15,7 @@ from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
 from math import inf
-from typing import cast
+from typing import Any, cast
 
 from serving.config import HttpSettings
 from serving.doors.http.offload import Cancellable
@@ -35,6 +35,9 @@ LINGER_SECONDS = 2.0
 
 GRACE_SECONDS = 0.5
 """How long idle connections stay when leaving: a request may be on its way already."""
+
+CROWD = 64
+"""Connections let in at one turn of the event loop, beside the one that the loop takes in itself."""
 
 FAREWELL_SECONDS = 0.5
 """How long an idle TLS client has to answer that the connection is closed."""
@@ -380,22 +383,46 @@ class HttpServer:
         self._connections: set[Connection] = set()
         self._listener: asyncio.Server | None = None
         self._sock: socket.socket | None = None
-        self._tls: Certificates | None = None
+        self._tls: dict[str, Any] = {}
+        """What the loop is told of TLS for each connection."""
+        self._crowd = False
+        """Whether those who wait at the door are about to be let in."""
+        self._arriving: set[asyncio.Task[None]] = set()
         self._sweeper = self.loop.call_later(SWEEP_SECONDS, self._sweep)
 
     async def start(self, sock: socket.socket, tls: Certificates | None = None) -> None:
         """Accept connections on a bound socket, over TLS where there are certificates."""
-        self._sock, self._tls = sock, tls
+        self._sock = sock
+        if tls:
+            self._tls = {
+                "ssl": tls,
+                "ssl_handshake_timeout": tls.handshake_seconds,
+                # Sending what is left is part of a shutdown: as patient as with any slow reader.
+                "ssl_shutdown_timeout": self.settings.write_seconds,
+            }
         admit_again(sock)
         self._listener = await self.loop.create_server(
-            lambda: Connection(self),
-            sock=sock,
-            backlog=self.settings.backlog,
-            ssl=tls,
-            ssl_handshake_timeout=tls.handshake_seconds if tls else None,
-            # Sending what is left is part of a TLS shutdown: as patient as with any slow reader.
-            ssl_shutdown_timeout=self.settings.write_seconds if tls else None,
+            self._arrived, sock=sock, backlog=self.settings.backlog, **self._tls
         )
+
+    def _arrived(self) -> Connection:
+        """A connection; whoever waits behind it is let in at the same turn of the loop.
+
+        libuv takes in one at a turn, and a turn can be a whole batch long: of a crowd that comes to
+        a busy server the last would wait for seconds, while those inside are served again and again.
+        """
+        if not self._crowd and not self.draining:
+            self._crowd = True
+            self.loop.call_soon(self._let_crowd_in)
+        return Connection(self)
+
+    def _let_crowd_in(self) -> None:
+        self._crowd = False
+        if not self.draining:
+            for accepted in self._waiting_at_the_door(CROWD):
+                task = self.loop.create_task(self._let_in(accepted))
+                self._arriving.add(task)
+                task.add_done_callback(self._arriving.discard)
 
     def admit(self, connection: Connection) -> bool:
         """Count a connection in; false where there are too many."""
@@ -415,9 +442,9 @@ class HttpServer:
         if self._listener and self._sock:
             if seconds and admit_no_more(self._sock):
                 await asyncio.sleep(min(HANDSHAKE_SECONDS, seconds / 4))
-            waiting = self._waiting_at_the_door(self._sock)
+            waiting = self._waiting_at_the_door(self.settings.backlog)
             self._listener.close()  # nothing in between: who came then would be cut off
-            await self._let_in(waiting)
+            await asyncio.gather(*map(self._let_in, waiting))
         end = self.loop.time() + seconds
         self.grace_end = self.loop.time() + min(GRACE_SECONDS, seconds / 2)
         while self._connections and self.loop.time() < end:
@@ -431,21 +458,18 @@ class HttpServer:
         self.books.close(FLUSH_SECONDS)
         return clean
 
-    def _waiting_at_the_door(self, sock: socket.socket) -> list[socket.socket]:
-        """Take in who waits at the closing door: the kernel would cut them off mid-request."""
-        waiting = []
+    def _waiting_at_the_door(self, most: int) -> list[socket.socket]:
+        """Take in who waits there: at a closing door the kernel would cut them off mid-request."""
+        waiting: list[socket.socket] = []
         with suppress(OSError):  # nobody is left
-            for _ in range(self.settings.backlog):
-                waiting.append(sock.accept()[0])
+            while self._sock and len(waiting) < most:
+                waiting.append(self._sock.accept()[0])
         return waiting
 
-    async def _let_in(self, waiting: list[socket.socket]) -> None:
-        for accepted in waiting:
-            accepted.setblocking(False)
-            with suppress(OSError):
-                await self.loop.connect_accepted_socket(
-                    lambda: Connection(self), accepted, ssl=self._tls
-                )
+    async def _let_in(self, accepted: socket.socket) -> None:
+        accepted.setblocking(False)
+        with suppress(OSError):
+            await self.loop.connect_accepted_socket(lambda: Connection(self), accepted, **self._tls)
 
     def sample(self) -> None:
         """Say how many connections are open, and how many of them wait for an answer."""
