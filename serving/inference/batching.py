@@ -291,7 +291,7 @@ class Batcher:
         if not entry.cancelled and not entry.begun:
             late = WaitedTooLong(
                 f"its turn did not come within the request's timeout of "
-                f"{entry.timeout * 1e6:.0f} microseconds; nothing was run for it"
+                f"{entry.timeout * 1e6:.6g} microseconds; nothing was run for it"
             )
             self._deliver([entry], [late])
             entry.cancel()
