@@ -10,6 +10,7 @@ import difflib
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,8 +25,11 @@ MAX_BYTES = 1 << 20
 GAPS = ("", "NA", "N/A", "n/a", "NaN", "nan", "NULL", "null")
 """Texts that stand for no value, unless the data's settings name others."""
 
-NUMBER = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"
-"""The one notation of numbers: 1234.5, -0.5 or 1e-3. RE2 and Python read it alike."""
+NUMBER = r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?"
+"""The one notation of numbers: 1234.5, -0.5 or 1e-3. RE2 and Python read it alike.
+
+No digit can be read in two ways: a long text that is no number would take its length squared.
+"""
 
 MOST = float(np.nextafter(2.0**128 - 2.0**103, 0))
 """The largest number that float32 rounds to a finite one; its own largest is written 3.4028235e+38."""
@@ -145,7 +149,7 @@ def _csv(decoder: RowDecoder, text: str) -> dict[str, str | None]:
     names = [name.strip() for name in rows[0]]
     if len(rows[1]) != len(names):
         raise DecodeError(f"{len(names)} columns in the header, {len(rows[1])} values below it")
-    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    twice = _twice(names)
     if twice:
         raise DecodeError(f"columns named twice: {_listed(twice)}")
     return dict(zip(names, (value.strip() for value in rows[1]), strict=True))
@@ -170,10 +174,15 @@ def _json(text: str) -> dict[str, str | None]:
 
 
 def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    names = [name for name, _ in pairs]
-    if len(set(names)) != len(names):
-        raise ValueError(f"key {next(n for n in names if names.count(n) > 1)!r} is given twice")
+    twice = _twice([name for name, _ in pairs])
+    if twice:
+        raise ValueError(f"key {twice[0]!r} is given twice")
     return dict(pairs)
+
+
+def _twice(names: Sequence[str]) -> list[str]:
+    """Names that come more than once."""
+    return [name for name, times in Counter(names).items() if times > 1]
 
 
 def _refuse(constant: str) -> float:

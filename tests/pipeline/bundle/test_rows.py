@@ -137,3 +137,18 @@ def test_a_person_is_told_of_values_never_seen():
 def test_a_decoder_that_contradicts_itself(wrong):
     with pytest.raises(ValueError):
         CategoricalDecoder(**wrong)
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        '{"age": "' + "1" * 900_000 + 'x", "income": "1"}',
+        ",".join(f"c{n}" for n in range(90_000)) + ",c0\n" + "," * 90_000 + "\n",
+        "{" + ",".join(f'"c{n % 60_000}": 1' for n in range(60_001)) + "}",
+    ],
+    ids=["digits", "columns", "keys"],
+)
+def test_a_long_row_is_refused_in_no_time(payload: str) -> None:
+    """What took the square of a row's length would not end before the test's time is over."""
+    with pytest.raises(DecodeError):
+        decode(NUMBERS, payload.encode())
