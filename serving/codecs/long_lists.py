@@ -59,10 +59,11 @@ def loads(text: bytes) -> Any:
             continue
         start = opening.end()
         stop = _end(text, start)
-        if stop - start <= PIECE_BYTES or not _balanced(text, start, stop):
+        opened = _count(text, OPEN, start, stop) if stop - start > PIECE_BYTES else 0
+        if not opened or opened != _count(text, CLOSE, start, stop):
             continue
         name = f"{mark}{len(lists)}"
-        lists[name] = LongList(text, start, stop)
+        lists[name] = LongList(text, start, stop, flat=opened == 1)
         parts += [text[kept:start], b'"%b"' % name.encode()]
         kept = at = stop
     value = orjson.loads(b"".join([*parts, text[kept:]]) if lists else text)
@@ -83,32 +84,37 @@ def _end(text: bytes, start: int) -> int:
     return text.rfind(b"]", start, brace if brace >= 0 else limit) + 1
 
 
-def _balanced(text: bytes, start: int, stop: int) -> bool:
-    opened = closed = 0
+def _count(text: bytes, character: int, start: int, stop: int) -> int:
+    """How often a character occurs: at a fraction of what `bytes.count` of one takes."""
+    found = 0
     for at in range(start, stop, COUNTED_BYTES):
-        end = min(at + COUNTED_BYTES, stop)
-        opened += text.count(b"[", at, end)
-        closed += text.count(b"]", at, end)
-    return opened == closed
+        piece = np.frombuffer(text, np.uint8, min(COUNTED_BYTES, stop - at), at)
+        found += int(np.count_nonzero(piece == character))
+    return found
 
 
 class LongList:
-    """A list of numbers, nested or flat, as its text: bytes `start` to `stop` of a body."""
+    """A list of numbers, nested or flat, as its text: bytes `start` to `stop` of a body.
 
-    def __init__(self, text: bytes, start: int, stop: int) -> None:
+    A flat one has one bracket at each end and none between: there is no nesting to look at.
+    """
+
+    def __init__(self, text: bytes, start: int, stop: int, flat: bool) -> None:
         self._text = text
         self._start, self._stop = start, stop
+        self._is_flat = flat
         self._parser = simdjson.Parser()
 
     def array(self, where: str, kind: TensorType, shape: list[int]) -> np.ndarray:
         """The values as an array of that shape. Raises `InvalidRequest` as `from_json` does."""
-        expected, count = element_count(shape), self._count()
+        expected = element_count(shape)
+        count = 1 + _count(self._text, COMMA, self._start, self._stop)
         if count != expected:
             raise InvalidRequest(
                 f"{where}: data: expected {expected} values for shape {shape}, got {count}"
             )
         rank = len(shape) if NESTED.match(self._text, self._start) else 1
-        nesting = _Nesting(where, shape if rank > 1 else [count])
+        nesting = None if self._is_flat else _Nesting(where, shape if rank > 1 else [count])
         array = np.empty(count, kind.numpy)
         filled = 0
         for piece, opened, left in self._pieces(where):
@@ -117,12 +123,14 @@ class LongList:
             if values is None:
                 flat = _flat(where, _list(where, whole), rank)
                 values = from_json(where, kind, [len(flat)], flat)
-            nesting.check(piece)
+            if nesting:
+                nesting.check(piece)
             if filled + len(values) > count:
                 raise _not_a_list(where)
             array[filled : filled + len(values)] = values
             filled += len(values)
-        nesting.check_end()
+        if nesting:
+            nesting.check_end()
         if filled != count:
             raise _not_a_list(where)
         return array.reshape(shape)
@@ -131,13 +139,6 @@ class LongList:
         """Raise `InvalidRequest` where this is not JSON."""
         for piece, opened, left in self._pieces("the body"):
             _list("the body", b"%b%b%b" % (b"[" * opened, piece, b"]" * left))
-
-    def _count(self) -> int:
-        """How many values there are, by the commas between them."""
-        starts = range(self._start, self._stop, COUNTED_BYTES)
-        return 1 + sum(
-            self._text.count(b",", at, min(at + COUNTED_BYTES, self._stop)) for at in starts
-        )
 
     def _pieces(self, where: str) -> Iterator[tuple[bytes, int, int]]:
         """The text cut at commas: (piece, lists open before it, lists open after it)."""
@@ -152,7 +153,7 @@ class LongList:
             if not first or first in b"]," or last in b"[,":
                 raise _not_a_list(where)
             opened = depth
-            depth += piece.count(b"[") - piece.count(b"]")
+            depth += _count(piece, OPEN, 0, len(piece)) - _count(piece, CLOSE, 0, len(piece))
             if depth < (stop < self._stop):
                 raise _not_a_list(where)
             yield piece, opened, depth
