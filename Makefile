@@ -40,7 +40,7 @@ export ORT_DISABLE_TELEMETRY := 1
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-fast test-cuda faults exports lint format serve ui bench conformance bench-recipes bench-serving bench-cuda fuzz-openapi lock clean distclean
+.PHONY: help setup run test test-fast test-cuda faults exports lint format serve ui bench conformance bench-recipes bench-serving bench-growth bench-cuda fuzz-openapi lock clean distclean
 
 help: ## list the chores
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -92,6 +92,9 @@ bench-recipes: $(STAMP) ## train every recipe, three seeds, beside its figure: D
 bench-serving: $(STAMP) ## the server beside its peers: PEERS="mosec kserve" ARGS=--install
 	@$(BIN)/python benchmarks/bench_serving.py
 	@$(BIN)/python benchmarks/bench_peers.py $(PEERS) --seconds 2 --rounds 1 $(ARGS)
+
+bench-growth: $(STAMP) ## the server as connections, rows, weights and models grow: ARGS=--quick, ARGS="--picture FILE"
+	@$(BIN)/python benchmarks/bench_growth.py $(ARGS)
 
 # One file after the other: they would be in each other's way. An hour of soak: SLIPWAY_SOAK=3600.
 endure: $(STAMP) ## hold the server under fault and load, in full: an hour (FILES="..." for some)

@@ -20,10 +20,15 @@ START_SECONDS = 30
 
 
 class Served:
-    """`slipway serve` on a free port, ended on leaving. `seconds_to_ready` is from its start."""
+    """`slipway serve` of a bundle, or of a repository, on a free port, ended on leaving.
+
+    `seconds_to_ready` is from its start.
+    """
 
     def __init__(self, bundle: str, *options: str) -> None:
-        if not Path(bundle, "manifest.json").is_file():
+        if not any(
+            next(Path(bundle).glob(at), None) for at in ("manifest.json", "*/*/manifest.json")
+        ):
             raise click.UsageError(f"{bundle}: not a bundle; `dvc repro` builds bundles/digits-cnn")
         self._command = [sys.executable, "-m", "pipeline.cli", "serve", bundle, "--port", "0"]
         self._command += options
@@ -62,6 +67,17 @@ class Served:
     def cpu_seconds(self) -> float:
         """Processor time of the server and its children: a busy machine does not stretch it."""
         return sum(_cpu_seconds(pid) for pid in _family(self._process.pid))
+
+    def worker_pss_mb(self) -> float:
+        """MB of the workers without their supervisor, shared parts divided among who shares them."""
+        family = _family(self._process.pid)
+        return sum(pss_mb(pid) for pid in family[1:] or family)
+
+
+def pss_mb(pid: int) -> float:
+    """MB of a process's memory, shared parts divided among who shares them."""
+    told = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    return int(re.findall(r"^Pss: +(\d+) kB", told, re.M)[0]) * 1024 / 1e6
 
 
 def environment() -> dict[str, str]:
