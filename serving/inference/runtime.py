@@ -295,13 +295,16 @@ def _loaded(
     key = None if deadline is None else watchdog().begin(deadline, 0, loading)
     try:
         # Without a fallback: it would rebuild the session on the CPU, even within a request.
-        return onnxruntime.InferenceSession(
+        session = onnxruntime.InferenceSession(
             model,
             options,
             providers=[name for name, _ in chain],
             provider_options=[given for _, given in chain],
             enable_fallback=0,
         )
+        # Kept for that fallback alone, and as large as the weights that the session has by now.
+        session._model_bytes = None
+        return session
     except Exception as error:  # ONNX Runtime has no common base for what it raises
         if loading.terminate:
             raise ModelRefused(

@@ -299,3 +299,11 @@ def test_serving_wakes_neither_torch_nor_the_training_half() -> None:
     assert told[0] == ""
     allowed = ("pipeline.bundle", "pipeline.cli", "pipeline.config")
     assert all(name.startswith(allowed) for name in told[1].split())
+
+
+def test_a_session_does_not_hold_the_bytes_it_was_loaded_from() -> None:
+    """They are as large as its weights."""
+    payload = digits_graph().SerializeToString()
+    before = sys.getrefcount(payload)
+    session = runtime.open_session(payload)
+    assert session.inputs and sys.getrefcount(payload) == before
