@@ -78,11 +78,11 @@ def check_json(size: int, json_bytes: int) -> None:
         )
 
 
-def is_long(size: int, header_length: str) -> bool:
-    """Whether a body of so many bytes has more JSON than is read while others wait."""
+def json_size(size: int, header_length: str) -> int:
+    """Bytes of JSON in a body of `size` bytes, or all of them where the header makes no sense."""
     if header_length.isdecimal() and len(header_length) <= len(str(size)):
-        size = int(header_length)
-    return size > LONG_BYTES
+        return min(size, int(header_length))
+    return size
 
 
 def is_raw(header_length: str) -> bool:
@@ -102,14 +102,24 @@ def decode_raw(body: bytes, inputs: Sequence[TensorSpec]) -> InferRequest:
     shape = [1, *spec.shape[1:]]
     if shape.count(-1) > 1:
         raise InvalidRequest(f"input {spec.name!r}: raw bytes leave more than one axis open")
+    if not kind.itemsize:
+        return InferRequest((_raw_text(spec, shape, body),), binary=True)
     if -1 in shape:
-        row = int(np.prod([axis for axis in shape if axis != -1])) * max(1, kind.itemsize)
+        row = int(np.prod([axis for axis in shape if axis != -1])) * kind.itemsize
         shape[shape.index(-1)] = len(body) // row if row else 0
-    if kind.itemsize:
-        array = from_bytes(spec.name, kind, shape, body, 0, len(body))
-    else:
-        array = np.array([utf8(spec.name, body)], object).reshape(shape)
+    array = from_bytes(spec.name, kind, shape, body, 0, len(body))
     return InferRequest((Tensor(spec.name, spec.datatype, array),), binary=True)
+
+
+def _raw_text(spec: TensorSpec, shape: list[int], body: bytes) -> Tensor:
+    """A body as the one text it is. Raises `InvalidRequest` where a row may hold others."""
+    if any(axis != 1 for axis in shape):
+        raise InvalidRequest(
+            f"input {spec.name!r}: raw bytes are one text, a row of this model is {shape[1:]} of "
+            "them (-1: any number); send them as JSON, or each with its length"
+        )
+    array = np.array([utf8(f"input {spec.name!r}", body)], object).reshape(shape)
+    return Tensor(spec.name, spec.datatype, array)
 
 
 def encode(request: InferRequest, response: InferResponse) -> tuple[list[bytes | memoryview], int]:

@@ -118,6 +118,10 @@ def test_refused_and_closed(server: Live, name: str, head: bytes, status: int) -
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\0" * 64,
         b"hello\r\n\r\n",
         b"GET\r\n\r\n",
+        b"GET /v2/health/live\r\n\r\n",
+        b"GET /v2/health/live HTTP/0.9\r\n\r\n",
+        b"GET /v2/health/live HTTP/1.1\r\n\r\n" + LIVE,
+        b"GET /v2/health/live HTTP/1.1\r\nX-Host: x\r\n\r\n",
         b"GET /v2 HTTP/9.9\r\n\r\n",
         b"GET /v2 HTTP/1.1 extra\r\n\r\n",
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
@@ -133,6 +137,7 @@ def test_refused_and_closed(server: Live, name: str, head: bytes, status: int) -
 def test_what_is_not_http_gets_400(server: Live, garbage: bytes) -> None:
     answer = exchange(server, garbage)
     assert statuses(answer) in ([400], [404]), answer
+    assert b"Connection: close" in answer
     well(server)
 
 
@@ -181,6 +186,15 @@ def test_expect_continue(server: Live) -> None:
         server, INFER + b"Expect: 100-continue\r\nContent-Length: 99999999999\r\n\r\n"
     )
     assert statuses(answer) == [413], "told before a byte of it is sent"
+    old = INFER.replace(b"HTTP/1.1", b"HTTP/1.0") + b"Expect: 100-continue\r\n"
+    with server.socket() as sock:
+        sock.sendall(old + b"Content-Length: %d\r\n\r\n" % len(BODY))
+        sock.settimeout(0.1)
+        with pytest.raises(TimeoutError):  # HTTP/1.0 knows no 100
+            sock.recv(100)
+        sock.sendall(BODY)
+        sock.settimeout(20)
+        assert statuses(receive(sock)) == [200]
 
 
 def test_half_closed_clients_get_their_answers(server: Live) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import socket
 import sys
 
 import pytest
 
-from serving.config import HttpSettings
+from serving.config import CompressionSettings, HttpSettings
+from serving.doors.http.middleware import Compressed
 from serving.doors.http.rest import Reply, Request, Response
 from serving.doors.http.server import HttpServer
 from serving.observability.access_log import AccessLog
@@ -112,6 +114,37 @@ def test_all_bodies_together_are_bounded() -> None:
     assert len(refused) == 2 and all(b"held_bytes" in a and b"Retry-After" in a for a in refused)
     assert sum(b" 200 OK" in answer for answer in answers) == 4
     assert held <= 250_000 and left == 0
+
+
+async def inflate(limit: int, bodies: int, size: int) -> tuple[list[bytes], int]:
+    """(answers to compressed bodies that come at once, and to one after them; bytes held last)."""
+    sock = socket.create_server(("127.0.0.1", 0))
+    door = Compressed(slowly, CompressionSettings(), 1 << 30)
+    server = HttpServer(door, HttpSettings(held_bytes=limit), Books(Metrics(), AccessLog(False)))
+    await server.start(sock)
+    body = gzip.compress(bytes(size))
+    head = b"POST /x HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Encoding: gzip\r\n"
+
+    async def ask() -> bytes:
+        reader, writer = await asyncio.open_connection(*sock.getsockname())
+        writer.write(head + b"Content-Length: %d\r\n\r\n%b" % (len(body), body))
+        answer = await asyncio.wait_for(reader.read(), 5)
+        writer.close()
+        return answer
+
+    answers = [*await asyncio.gather(*(ask() for _ in range(bodies))), await ask()]
+    left = server.held
+    await server.drain(1)
+    return answers, left
+
+
+@pytest.mark.parametrize("size", [60_000, 100_000], ids=["on the loop", "in a thread"])
+def test_bodies_are_held_as_large_as_they_are_once_inflated(size: int) -> None:
+    *answers, last = asyncio.run(inflate(limit=4 * size, bodies=6, size=size))[0]
+    refused = [answer for answer in answers if b" 503 " in answer]
+    assert len(refused) == 3 and all(b"held_bytes" in a and b"Retry-After" in a for a in refused)
+    assert sum(b" 200 OK" in answer for answer in answers) == 3 and b" 200 OK" in last
+    assert asyncio.run(inflate(limit=4 * size, bodies=3, size=size))[1] == 0
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="packet filters are Linux's")

@@ -255,7 +255,7 @@ def test_no_request_is_lost_when_leaving_under_load(start: Start, bundle: Path) 
                 return
             with sock:
                 try:
-                    sock.sendall(REQUEST.replace(b"Host: x", b"Connection: close", 1))
+                    sock.sendall(REQUEST.replace(b"Host: x", b"Host: x\r\nConnection: close", 1))
                     answer = receive(sock)
                 except (BrokenPipeError, ConnectionResetError):
                     return

@@ -12,6 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from serving.codecs import codec_json
+from serving.errors import InvalidRequest
+from serving.protocol import TensorSpec
 from tests.serving.bundles import digits_rows
 from tests.serving.live import Live, binary, framed, tensor
 
@@ -322,3 +325,12 @@ def test_told_and_forgotten(server: Live, case: Case) -> None:
     status, answer = server.json("POST", INFER, {"inputs": [GOOD]})
     assert status == 200 and answer["outputs"][1]["shape"] == [1, 10]
     assert abs(sum(answer["outputs"][1]["data"]) - 1) < 1e-5
+
+
+@pytest.mark.parametrize("body", [b"hello", b"h", b""])
+def test_a_raw_body_is_one_text_or_refused(body: bytes) -> None:
+    asked = codec_json.decode_raw(body, [TensorSpec("x", "BYTES", (-1, 1))])
+    assert asked.inputs[0].array.tolist() == [[body.decode()]]
+    for row in ((-1,), (2,), (1, -1), (0,)):
+        with pytest.raises(InvalidRequest, match="'x': raw bytes are one text"):
+            codec_json.decode_raw(body, [TensorSpec("x", "BYTES", (-1, *row))])

@@ -21,7 +21,7 @@ from serving.doors.http.compression import (
 )
 from serving.doors.http.offload import Apart, Cancellable
 from serving.doors.http.rest import Handler, Reply, Request, Response, failed
-from serving.errors import ServingError, Unauthenticated, UnsupportedMedia
+from serving.errors import Overloaded, ServingError, Unauthenticated, UnsupportedMedia
 from serving.telemetry import log
 
 MAX_PATH = 512
@@ -135,12 +135,27 @@ class Compressed:
             reply(failed(error))
             return None
         if body is not None:
-            return self._handler(_without_coding(request, body), reply)
+            return self._held(request, body, reply)
         return Apart(
             asyncio.get_running_loop().run_in_executor(self._threads, work.run),
-            lambda body: self._handler(_without_coding(request, body or b""), reply),
+            lambda body: self._held(request, body or b"", reply),
             lambda error: reply(failed(error)),
         )
+
+    def _held(self, request: Request, body: bytes, reply: Reply) -> Cancellable | None:
+        """Go on with what a body was inflated to, if there is room to keep it."""
+        request.inflated = len(body)
+        if request.hold is None or request.hold():
+            return self._handler(_without_coding(request, body), reply)
+        reply(
+            failed(
+                Overloaded(
+                    f"the body: inflated, it has {len(body)} bytes, more than there is room for "
+                    "now (setting http.held_bytes)"
+                )
+            )
+        )
+        return None
 
     def _compressing(self, name: str, reply: Reply) -> Reply:
         """A reply that compresses first what is large enough."""
@@ -164,7 +179,7 @@ class Compressed:
 
 def _without_coding(request: Request, body: bytes) -> Request:
     headers = {k: v for k, v in request.headers.items() if k != "content-encoding"}
-    return replace(request, headers=headers, body=body, outer=request)
+    return replace(request, headers=headers, body=body, outer=request, inflated=0, hold=None)
 
 
 def _compressed(answer: Response, name: str, level: int) -> Response:

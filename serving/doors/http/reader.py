@@ -239,6 +239,11 @@ class RequestReader:
         if self._replaying:
             return
         self._method = self._parser.get_method()
+        version = self._parser.get_http_version()
+        if version not in ("1.1", "1.0"):
+            self._stop(HTTPStatus.BAD_REQUEST, "expected HTTP/1.1 or HTTP/1.0")
+        if version == "1.1" and b"host" not in self._headers:
+            self._stop(HTTPStatus.BAD_REQUEST, "Host: HTTP/1.1 wants this header")
         length = self._headers.get(b"content-length")
         coding = self._headers.get(b"transfer-encoding")
         if length is not None and coding is not None:
@@ -257,7 +262,7 @@ class RequestReader:
             if refusal:
                 self._refusal = refusal
                 raise _Stop
-        self.continue_wanted = bool(expectation)
+        self.continue_wanted = bool(expectation) and version != "1.0"  # which knows no 100
         self.state = Reading.BODY
 
     def on_chunk_header(self) -> None:

@@ -85,7 +85,9 @@ class Request:
 
     `keep_alive`: whether another may follow on the connection. `arrived` is when the last byte
     came, by `time.perf_counter`. `call` is what becomes of it, where a model is asked.
-    `outer` is the request as it came, where this is it inflated.
+    `outer` is the request as it came, where this is it inflated. `inflated` are the bytes that are
+    held beside `body` because of that; `hold` has the connection count them, and is false where
+    there is no room for them.
     """
 
     method: str
@@ -97,6 +99,8 @@ class Request:
     arrived: float = 0.0
     call: Call | None = None
     outer: Request | None = None
+    inflated: int = 0
+    hold: Callable[[], bool] | None = None
 
 
 @dataclass(slots=True)
@@ -345,7 +349,9 @@ class Rest:
             _check_type(request, INFER_TYPES, f"{JSON} or {BINARY}")
             if len(request.body) > LONG_BYTES:
                 length = request.headers.get(HEADER_LENGTH, "")
-                if codec_json.is_long(len(request.body), length):
+                size = codec_json.json_size(len(request.body), length)
+                if size > LONG_BYTES:
+                    codec_json.check_json(size, self._json_bytes)
                     return self._read_apart(name, number, request.body, length, done, reply, call)
             return self._plane.submit(name, number, read, done, call)
         except Exception as error:

@@ -165,7 +165,7 @@ class Connection(asyncio.Protocol):
         """Keep the server's sum of the bodies that wait for their end, their turn or an answer."""
         held = self._reader.held
         if self._answering:
-            held += len(self._answering.body)
+            held += len(self._answering.body) + self._answering.inflated
         for item in self._waiting:
             if type(item) is Request:
                 held += len(item.body)
@@ -173,6 +173,11 @@ class Connection(asyncio.Protocol):
             self._server.let_go = True
         self._server.held += held - self._held
         self._held = held
+
+    def _hold_inflated(self) -> bool:
+        """Count what the body in hand has become, too; false where that is too much."""
+        self._count_held()
+        return self._server.held <= self._limits.held_bytes
 
     def _count_unsent(self, size: int) -> None:
         """Answers that wait for a client to read them are held as bodies are."""
@@ -207,6 +212,8 @@ class Connection(asyncio.Protocol):
                 self._linger()
                 return
             self._answering = due
+            if "content-encoding" in due.headers:
+                due.hold = self._hold_inflated
             self._starting = (
                 True  # an answer that comes at once must not start the next from within
             )
@@ -226,7 +233,7 @@ class Connection(asyncio.Protocol):
         if asked is None:
             return
         self._answering = self._handling = None
-        size = len(asked.body)
+        size = len(asked.body) + asked.inflated
         if size > LARGE_BYTES:
             self._server.let_go = True
         self._server.held -= size
