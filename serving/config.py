@@ -126,6 +126,9 @@ class BatchSettings(Section):
 
     rows: int = Field(64, ge=1, description="most rows joined into one run")
     request_rows: int = Field(1024, ge=1, description="most rows one request may bring")
+    request_texts: int = Field(
+        1 << 18, ge=1, description="most texts in one BYTES input of a request, all rows together"
+    )
     queue_requests: int = Field(1024, ge=1, description="requests that may wait; one more gets 503")
     queue_rows: int = Field(8192, ge=1, description="rows that may wait; more get 503")
     default_priority: int = Field(

@@ -278,6 +278,10 @@ class DataPlane:
         model.check_room()
         return model.contract.check
 
+    def takes_texts(self, name: str, version: str | None) -> bool:
+        """Whether one of the model's inputs is of texts. Raises `NotFound` or `NotReady`."""
+        return self._repository.get(name, version)[1].contract.takes_texts
+
     def inputs(self, name: str, version: str | None) -> tuple[TensorSpec, ...]:
         """What the model takes, without the rest of its metadata."""
         _, model = self._repository.get(name, version)

@@ -53,6 +53,9 @@ from serving.protocol import (
 MAX_JSON = 16 << 20
 """Bytes of JSON, where a deployment says nothing else."""
 
+LONG_ANSWER = 128 << 10
+"""Bytes of an output's numbers, or of the pointers to its texts, that are written at once."""
+
 LENGTH = re.compile(r"[0-9]{1,18}")
 
 
@@ -127,26 +130,43 @@ def encode(request: InferRequest, response: InferResponse) -> tuple[list[bytes |
 
     Raises `BackendFailure` where a value cannot be said in JSON.
     """
-    outputs: list[bytes] = []
+    identity = b'"id":%b,' % orjson.dumps(request.id) if request.id is not None else b""
+    origin = _origin(response.model_name, response.model_version)
+    text: list[bytes | memoryview] = [
+        b'{%b%b"parameters":{"bundle":"%b"},"outputs":['
+        % (origin, identity, response.bundle.encode())
+    ]
     tensors: list[bytes | memoryview] = []
+    long = False
     for position, tensor in enumerate(response.outputs):
         binary = request.outputs[position].binary if request.outputs else request.binary
+        if position:
+            text.append(b",")
         head = _output_head(tensor.name, tensor.datatype, tensor.array.shape)
         if binary:
             payload = to_bytes(tensor)
             tensors.append(payload)
-            outputs.append(b'%b"parameters":{"binary_data_size":%d}}' % (head, len(payload)))
+            text.append(b'%b"parameters":{"binary_data_size":%d}}' % (head, len(payload)))
         else:
-            outputs.append(b'%b"data":%b}' % (head, to_json(tensor)))
-    identity = b'"id":%b,' % orjson.dumps(request.id) if request.id is not None else b""
-    origin = _origin(response.model_name, response.model_version)
-    text = b'{%b%b"parameters":{"bundle":"%b"},"outputs":[%b]}' % (
-        origin,
-        identity,
-        response.bundle.encode(),
-        b",".join(outputs),
-    )
-    return [text, *tensors], len(text) if tensors else -1
+            values = to_json(tensor)
+            long = long or len(values) > 1
+            text += head, b'"data":', *values, b"}"
+    text.append(b"]}")
+    if not long:  # what is would be copied whole, which takes its time
+        text = [b"".join(text)]
+    return [*text, *tensors], sum(map(len, text)) if tensors else -1
+
+
+def is_long_answer(request: InferRequest, response: InferResponse) -> bool:
+    """Whether an answer takes longer to write than others should wait."""
+    for position, tensor in enumerate(response.outputs):
+        array = tensor.array
+        if array.nbytes > LONG_ANSWER and (
+            array.dtype.hasobject
+            or not (request.outputs[position].binary if request.outputs else request.binary)
+        ):
+            return True
+    return False
 
 
 @lru_cache(maxsize=1024)

@@ -253,12 +253,13 @@ def _typed(name: str, kind: TensorType, shape: list[int], item: Any) -> np.ndarr
             raise InvalidRequest(
                 f"{where}: contents: expected {field} for {kind.protocol}, got {found}"
             )
-    values: list[Any] = list(getattr(item.contents, field))
-    if len(values) != element_count(shape):
+    given_values = getattr(item.contents, field)
+    if len(given_values) != element_count(shape):
         raise InvalidRequest(
             f"{where}: contents: expected {element_count(shape)} values for shape {shape}, "
-            f"got {len(values)}"
+            f"got {len(given_values)}"
         )
+    values: list[Any] = list(given_values)
     if kind.numpy.hasobject:
         texts = [utf8(where, value) for value in values]
         return np.array(texts, object).reshape(shape)

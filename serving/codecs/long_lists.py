@@ -20,7 +20,7 @@ import simdjson
 
 from pipeline.bundle.tensors import TensorType
 from serving.codecs.tensor_data import element_count, from_json
-from serving.codecs.tensor_head import MAX_TENSORS
+from serving.codecs.tensor_head import MAX_RANK, MAX_TENSORS
 from serving.errors import InvalidRequest
 
 LONG_BYTES = 256 << 10
@@ -30,9 +30,20 @@ PIECE_BYTES = 128 << 10
 COUNTED_BYTES = 1 << 20
 """Bytes looked through at a time for single characters."""
 
+AROUND_BYTES = 256 << 10
+"""Bytes of JSON around the lists named `data`, which are names, shapes and a few parameters."""
+
+MAX_LISTS = 1 << 19
+"""Lists within those that hold texts: each costs as much as many texts do."""
+
 DATA = b'"data"'
 OPENING = re.compile(rb'"data"[ \t\r\n]*:[ \t\r\n]*(?=\[)')
 NESTED = re.compile(rb"\[[ \t\r\n]*\[")
+TO_BRACKET = re.compile(
+    rb'[^][{}"]*+(?:"[^"\\]*+(?:\\.[^"\\]*+)*+"[^][{}"]*+){0,4096}+[][{}]?', re.DOTALL
+)
+"""Up to and with the next bracket that is in no text, or past many texts."""
+
 OPEN, CLOSE, COMMA = b"[],"
 
 TYPES: dict[str, Literal["i", "u", "d"]] = {"i": "i", "u": "u", "f": "d"}
@@ -43,7 +54,8 @@ WIDE = {"i": np.int64, "u": np.uint64, "f": np.float64}
 def loads(text: bytes) -> Any:
     """What `orjson.loads` makes of a text, save that an input's long `data` is a `LongList`.
 
-    Raises `orjson.JSONDecodeError`, and `InvalidRequest` for a long list that is none.
+    Raises `orjson.JSONDecodeError`, and `InvalidRequest` for a long list that is none, and for
+    more lists or objects than a request has: making a million holds the interpreter for a second.
     """
     mark = secrets.token_hex(8)  # no sender can write what stands for another's list
     parts: list[bytes] = []
@@ -66,7 +78,11 @@ def loads(text: bytes) -> Any:
         lists[name] = LongList(text, start, stop, flat=opened == 1)
         parts += [text[kept:start], b'"%b"' % name.encode()]
         kept = at = stop
-    value = orjson.loads(b"".join([*parts, text[kept:]]) if lists else text)
+    if lists:
+        text = b"".join([*parts, text[kept:]])
+    if len(text) > AROUND_BYTES:
+        _check_around(text)
+    value = orjson.loads(text)
     if isinstance(value, dict) and isinstance(value.get("inputs"), list):
         for item in value["inputs"]:
             if isinstance(item, dict) and isinstance(item.get("data"), str):
@@ -74,6 +90,46 @@ def loads(text: bytes) -> Any:
     for unused in lists.values():  # nobody asks for it, yet it has to be JSON
         unused.check()
     return value
+
+
+def _check_around(text: bytes) -> None:
+    """Raise `InvalidRequest` for too much around the lists named `data`, or too many lists in them."""
+    around, at, lists = len(text.strip()), 0, 0
+    for _ in range(MAX_TENSORS):
+        at = text.find(DATA, at)
+        if at < 0:
+            break
+        opening = OPENING.match(text, at)
+        at += len(DATA)
+        if opening is not None:
+            at, lists = _past_list(text, opening.end(), lists)
+            around -= at - opening.end()
+    if around > AROUND_BYTES:
+        raise InvalidRequest(
+            f"the body: expected at most {AROUND_BYTES} bytes of JSON around the lists named "
+            f'"data", got {around}'
+        )
+
+
+def _past_list(text: bytes, start: int, lists: int) -> tuple[int, int]:
+    """(where the list ends that begins at `start`, `lists` and those in it). Raises `InvalidRequest`."""
+    at, depth = start, 0
+    while found := TO_BRACKET.match(text, at):
+        if found.end() == at:
+            break  # a text without an end
+        at = found.end()
+        last = text[at - 1]
+        if last in b"[{":
+            depth, lists = depth + 1, lists + 1
+            if depth > MAX_RANK or lists > MAX_LISTS:
+                raise InvalidRequest(
+                    f"data: expected lists nested up to {MAX_RANK} deep, {MAX_LISTS} of them in all"
+                )
+        elif last in b"]}":
+            depth -= 1
+            if not depth:
+                break
+    return at, lists
 
 
 def _end(text: bytes, start: int) -> int:

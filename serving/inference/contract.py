@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import isfinite
+from math import isfinite, prod
 
 import numpy as np
 
@@ -33,6 +33,9 @@ class Contract:
         self._types = {t.name: BY_NUMPY[t.dtype] for t in (*inputs, *outputs)}
         self.protocol = {name: kind.protocol for name, kind in self._types.items()}
         self._max_rows = settings.batching.request_rows
+        self._max_texts = settings.batching.request_texts
+        self.takes_texts = any(self.protocol[tensor.name] == "BYTES" for tensor in inputs)
+        """Whether an input is of texts, which take longer to read than numbers."""
         self._finite = settings.finite_inputs
         self._gapped = {i.name for i in inputs if i.decoder is not None and i.decoder.gapped}
         self._fitting: set[tuple[str, str, tuple[int, ...]]] = set()
@@ -93,6 +96,11 @@ class Contract:
         if not 1 <= shape[0] <= self._max_rows:
             raise InvalidRequest(
                 f"input {name!r}: expected 1 to {self._max_rows} rows, got {shape[0]}"
+            )
+        if datatype == "BYTES" and prod(shape) > self._max_texts:
+            raise InvalidRequest(
+                f"input {name!r}: expected up to {self._max_texts} texts (setting "
+                f"batching.request_texts), got {prod(shape)}"
             )
         if len(self._fitting) < MAX_FITTING:
             self._fitting.add(seen)

@@ -293,7 +293,7 @@ def _answers(rows: GoldenRows, run: Callable[[Arrays], Arrays]) -> Arrays:
             "golden rows: the model did not answer them in time (settings runtime.run_seconds and "
             "runtime.load_seconds)"
         ) from error
-    except BackendFailure as error:
+    except (BackendFailure, InvalidRequest) as error:
         raise ModelRefused(f"golden rows: {error}") from error
 
 
@@ -301,7 +301,7 @@ def _warm(session: Session, rows: GoldenRows, deadline: float | None) -> None:
     """Run every bucket, before a request waits for the first run of its shape."""
     try:
         session.warm(rows.inputs, deadline)
-    except (BackendFailure, DeadlineExceeded) as error:
+    except (BackendFailure, InvalidRequest, DeadlineExceeded) as error:
         raise ModelRefused(f"runtime.buckets {list(session.buckets)}: {error}") from error
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import time
 from collections.abc import Mapping
 from functools import cache, partial
@@ -26,7 +27,7 @@ import onnxruntime
 
 from pipeline.bundle.tensors import BY_RUNTIME
 from serving.config import RuntimeSettings
-from serving.errors import BackendFailure, DeadlineExceeded, ModelRefused
+from serving.errors import BackendFailure, DeadlineExceeded, InvalidRequest, ModelRefused
 from serving.inference import providers
 from serving.inference.binding import FIRST_RUNS, BoundRunner, Port
 from serving.inference.buckets import padded, run_padded
@@ -35,8 +36,17 @@ from serving.system.malloc import release_memory
 from serving.system.watchdog import watchdog
 from serving.telemetry import log
 
-ERRORS_ONLY = 3
+FATAL_ONLY = 4
+"""What a session says on its own: of errors it raises, too, and its words hold values of requests."""
+
 SHRINK = "memory.enable_memory_arena_shrinkage"
+STATUS_MESSAGE = "Status Message:"
+"""Before it, ONNX Runtime names the failure, the operator and the node; after it may be values."""
+
+FAILURE = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : ")
+VALUE = re.compile(r"'[^']*'|\"[^\"]*\"|[-+]?\d[\w.+-]*")
+OUT_OF_BOUNDS = ("out of data bounds", "invalid index found")
+
 UNLIMITED = RuntimeSettings(run_seconds=0, load_seconds=0)
 """What stages and scripts run with, where nobody waits at the other end."""
 
@@ -74,8 +84,9 @@ class Session:
         """Every output by name for the inputs by name.
 
         `deadline` is in seconds of `time.monotonic`; `run_seconds` of the settings holds besides.
-        Raises `BackendFailure`, or `DeadlineExceeded` where the run was ended or is too late to
-        begin. Thread-safe; the interpreter lock is released while the graph runs.
+        Raises `BackendFailure`, `InvalidRequest` for an index that the model has no entry for, or
+        `DeadlineExceeded` where the run was ended or is too late to begin. Thread-safe; the
+        interpreter lock is released while the graph runs.
         """
         if self.buckets:
             return run_padded(partial(self._run, deadline=deadline), arrays, self.buckets)
@@ -126,11 +137,24 @@ class Session:
         except Exception as error:  # ONNX Runtime has no common base for what it raises
             if options.terminate:
                 raise DeadlineExceeded(self._too_late(ends is deadline)) from None
-            raise BackendFailure(f"the model failed: {_first_line(error)}") from error
+            raise self._failure(error) from error
         finally:
             if key is not None:
                 self._watchdog.end(key)
         return dict(zip(self._names, answers, strict=True))
+
+    def _failure(self, error: Exception) -> BackendFailure | InvalidRequest:
+        """What went wrong in a run, told without the values that it went wrong with.
+
+        An index beyond a table is its sender's fault, in a model that takes whole numbers and has
+        answered its golden rows. All else is the model's, whatever ONNX Runtime calls it.
+        """
+        told = _without_values(_first_line(error))
+        invalid = type(error).__name__ == "InvalidArgument"
+        beyond = invalid and any(words in told for words in OUT_OF_BOUNDS)
+        if beyond and any(port.type.numpy.kind in "iu" for port in self.inputs):
+            return InvalidRequest(f"the inputs: a number is beyond what the model knows: {told}")
+        return BackendFailure(f"the model failed: {told}")
 
     def _too_late(self, requested: bool) -> str:
         if requested:
@@ -324,7 +348,7 @@ def _options(settings: RuntimeSettings) -> onnxruntime.SessionOptions:
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.enable_mem_pattern = False  # planned for one shape; batches come in many
-    options.log_severity_level = ERRORS_ONLY
+    options.log_severity_level = FATAL_ONLY
     entries: dict[str, Any] = {
         "optimization.constant_folding_max_output_size_in_bytes": settings.constant_folding_bytes,
         "session.function_expansion_node_limit": settings.function_nodes,
@@ -420,3 +444,13 @@ def _installed(distribution: str) -> bool:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:500]
+
+
+def _without_values(message: str) -> str:
+    """ONNX Runtime's words with ... for the numbers and texts that may be a request's."""
+    name, found, told = message.partition(STATUS_MESSAGE)
+    if not found:
+        kind = FAILURE.match(message)
+        at = kind.end() if kind else 0
+        name, told = message[:at], message[at:]
+    return name + found + VALUE.sub("...", told)

@@ -1,9 +1,13 @@
-"""Long lists read piece by piece say what they say read whole, or are refused like them."""
+"""What is long is read and written piece by piece, in a thread, and says what it says at once."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
+import struct
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -11,7 +15,14 @@ import pytest
 
 from pipeline.bundle.tensors import BY_PROTOCOL
 from serving.codecs import codec_json, long_lists
-from serving.errors import InvalidRequest
+from serving.config import BatchSettings, Settings
+from serving.dataplane import DataPlane
+from serving.doors.http.rest import Request, Response, Rest
+from serving.errors import BackendFailure, InvalidRequest
+from serving.models.repository import Repository
+from serving.protocol import InferRequest, InferResponse, Tensor
+from tests.serving.bundles import make_echo_bundle
+from tests.serving.live import framed
 
 SHAPES = [(60,), (1, 60), (60, 1), (3, 4, 5), (1, 1, 60, 1), (60, 1, 1)]
 MUTATIONS = 6000
@@ -173,3 +184,145 @@ def test_a_refusal_says_what_was_expected() -> None:
     ):
         with pytest.raises(InvalidRequest, match=f"input 'x'.*{expected}"):
             codec_json.decode(text, "")
+
+
+def texts_of(data: str, **more: Any) -> bytes:
+    item = json.dumps({"name": "x", "shape": [3], "datatype": "BYTES"})[:-1]
+    return f'{{"inputs": [{item}, "data": {data}}}], {json.dumps(more)[1:]}'.encode()
+
+
+def test_what_is_around_the_data_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A list takes three bytes of JSON and fifty times that of memory, all made in one call."""
+    monkeypatch.setattr(codec_json, "LONG_BYTES", 0)
+    monkeypatch.setattr(long_lists, "AROUND_BYTES", 120)
+    monkeypatch.setattr(long_lists, "MAX_LISTS", 10)
+    fine = json.dumps(["[{" * 200, '"]}' * 200, "\\" * 99])
+    for text in (texts_of(fine, id="7"), b" " * 999 + texts_of(fine, id="7") + b" " * 999):
+        (tensor,) = codec_json.decode(text, "").inputs
+        assert tensor.array.tolist() == json.loads(fine)
+    for wrong, told in (
+        (texts_of(fine, parameters={"a": [[]] * 60}), 'around the lists named "data"'),
+        (texts_of(fine, parameters={"a": "b" * 200}), 'around the lists named "data"'),
+        (texts_of(fine, parameters={"data": ["", *[[]] * 60]}), "10 of them in all"),
+        (texts_of(json.dumps([["a" * 9]] * 60)), "10 of them in all"),
+        (texts_of('[[[[[[[[["' + "a" * 200 + '"]]]]]]]]]'), "up to 8 deep"),
+        (texts_of('["' + "a" * 200), "around"),
+    ):
+        with pytest.raises(InvalidRequest, match=told):
+            codec_json.decode(wrong, "")
+
+
+@pytest.mark.parametrize("name", ["FP32", "UINT8", "BYTES"])
+def test_a_long_answer_is_written_in_pieces(name: str) -> None:
+    array = np.arange(3 * 40_001).reshape(3, -1).astype(BY_PROTOCOL[name].numpy)
+    answer = InferResponse("m", "1", "d", (Tensor("y", name, array), Tensor("z", name, array[:1])))
+    asked = InferRequest(())
+    parts, _ = codec_json.encode(asked, answer)
+    assert max(map(len, parts)) < 1 << 20 and len(parts) > 6
+    assert codec_json.is_long_answer(asked, answer) == (name != "UINT8")
+    told = json.loads(b"".join(parts))["outputs"]
+    values = array.reshape(-1).tolist()
+    expected = list(map(str, values)) if name == "BYTES" else values
+    assert told[0]["data"] == expected and told[1]["data"] == expected[:40_001]
+    if name == "FP32":
+        array[2, -1] = np.nan
+        with pytest.raises(BackendFailure, match="'y' holds NaN"):
+            codec_json.encode(asked, answer)
+
+
+def packed(texts: list[str]) -> bytes:
+    return b"".join(struct.pack("<I", len(t.encode())) + t.encode() for t in texts)
+
+
+def texts_request(texts: list[str], payload: bytes | None = None) -> tuple[bytes, dict[str, str]]:
+    payload = packed(texts) if payload is None else payload
+    item = {"name": "x", "shape": [1, len(texts)], "datatype": "BYTES"}
+    sized = item | {"parameters": {"binary_data_size": len(payload)}}
+    return framed({"inputs": [sized]}, payload)
+
+
+@pytest.fixture(scope="module")
+def echo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rest]:
+    """The routes to a model that gives texts back, of which it takes 50,000."""
+    bundle = tmp_path_factory.mktemp("echo") / "1"
+    make_echo_bundle(bundle, "object")
+    repository = Repository(bundle, Settings(batching=BatchSettings(request_texts=50_000)))
+    repository.load_all()
+    yield Rest(DataPlane(repository), json_bytes=1 << 20)
+    repository.close()
+
+
+def answer_of(rest: Rest, body: bytes, headers: dict[str, str]) -> Response:
+    async def ask() -> Response:
+        answered: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
+        headers_sent = {name.lower(): value for name, value in headers.items()}
+        path = "/v2/models/echo-bytes/infer"
+        rest(Request("POST", path, headers=headers_sent, body=body), answered.set_result)
+        return await asyncio.wait_for(answered, 20)
+
+    return asyncio.run(ask())
+
+
+@pytest.mark.parametrize("binary", [True, False])
+@pytest.mark.parametrize(("count", "thread"), [(40, "MainThread"), (50_000, "_0")])
+def test_many_texts_are_read_and_written_in_a_thread(
+    echo: Rest, monkeypatch: pytest.MonkeyPatch, count: int, thread: str, binary: bool
+) -> None:
+    threads = []
+
+    def noted(work: Callable[..., Any]) -> Callable[..., Any]:
+        def working(*given: Any) -> Any:
+            threads.append(threading.current_thread().name)
+            return work(*given)
+
+        return working
+
+    for name in ("from_texts", "to_json", "to_bytes"):
+        monkeypatch.setattr(codec_json, name, noted(getattr(codec_json, name)))
+    texts = [("", "a", "é")[number % 3] for number in range(count)]
+    body, headers = texts_request(texts)
+    if binary:
+        head = int(headers["Inference-Header-Content-Length"])
+        text = body[: head - 1] + b', "parameters": {"binary_data_output": true}}'
+        body, headers["Inference-Header-Content-Length"] = text + body[head:], str(len(text))
+    answer = answer_of(echo, body, headers)
+    assert answer.status == 200, answer.body
+    told = b"".join(answer.body)
+    if binary:
+        assert told.endswith(packed(texts))
+    else:
+        assert json.loads(told)["outputs"][0]["data"] == texts
+    assert len(threads) == 2 and all(name.endswith(thread) for name in threads), threads
+
+
+def test_texts_are_held_against_their_shape_and_their_limit(echo: Rest) -> None:
+    for texts, payload, told in (
+        ([""] * 50_001, None, "expected up to 50000 texts (setting batching.request_texts)"),
+        (["a", "b"], packed(["a"] * 3), "expected 2 texts for shape [1, 2], got more"),
+        (["a", "b"], packed(["a"]), "expected 2 texts for shape [1, 2], got 1"),
+        (["a", "b"], packed(["a"]) + b"\0\0", "text 1: expected its length in 4 bytes, got 2"),
+        (["a", "b"], packed(["a"]) + b"\2\0\0\0b", "text 1 says 2 bytes, beyond the data"),
+        (["a", "b"], packed(["a", "b"])[:-1] + b"\xff", "expected UTF-8"),
+        ([""], bytes(1 << 17), "got more"),
+    ):
+        answer = answer_of(echo, *texts_request(texts, payload))
+        error = json.loads(b"".join(answer.body))["error"]
+        assert answer.status == 400 and told in error and "'x'" in error, error
+
+
+def test_too_much_json_is_refused_before_it_waits_to_be_read(echo: Rest) -> None:
+    busy = threading.Event()
+    work = echo._long.submit(busy.wait, 20)
+    try:
+        refused = answer_of(echo, b" " * ((1 << 20) + 1), {})
+        assert refused.status == 413 and not work.done()
+    finally:
+        busy.set()
+
+
+def test_an_operators_json_is_short(echo: Rest) -> None:
+    replies: list[Response] = []
+    body = b'{"ready": true, "a": [' + b"[]," * (1 << 17) + b"[]]}"
+    echo(Request("POST", "/v2/repository/index", body=body), replies.append)
+    echo(Request("POST", "/v2/repository/index", body=b'{"ready": true}'), replies.append)
+    assert [reply.status for reply in replies] == [413, 200]

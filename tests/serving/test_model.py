@@ -17,7 +17,7 @@ from onnx import TensorProto, helper
 
 from pipeline.bundle.manifest import Gate, read
 from serving.config import RuntimeSettings, Settings
-from serving.errors import BackendFailure, ModelRefused
+from serving.errors import BackendFailure, InvalidRequest, ModelRefused
 from serving.inference import providers, runtime
 from serving.inference.contract import Contract
 from serving.inference.model import Model, load
@@ -267,6 +267,37 @@ def test_sessions_speak_of_their_tensors() -> None:
     assert (session.run({"x": rows})["y"] == rows).all()
     with pytest.raises(BackendFailure, match="the model failed"):
         session.run({"x": np.ones((3, 5), np.float32)})
+
+
+def gathering(kind: Any) -> runtime.Session:
+    """A table of 5 rows, of which a number chooses one."""
+    graph = helper.make_graph(
+        [
+            helper.make_node("Cast", ["x"], ["row"], to=TensorProto.INT64),
+            helper.make_node("Gather", ["table", "row"], ["y"], name="embedding/Gather_7"),
+        ],
+        "g",
+        [helper.make_tensor_value_info("x", kind, ["n", 1])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 1, 2])],
+        [helper.make_tensor("table", TensorProto.FLOAT, [5, 2], [0.0] * 10)],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
+    return runtime.open_session(model.SerializeToString())
+
+
+def test_a_failed_run_is_told_without_the_requests_values(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """An index is its sender's fault only where the model takes whole numbers."""
+    with pytest.raises(InvalidRequest, match="embedding/Gather_7") as whole:
+        gathering(TensorProto.INT64).run({"x": np.array([[424242424242]])})
+    with pytest.raises(BackendFailure, match=r"the model failed: .*embedding/Gather_7") as broken:
+        gathering(TensorProto.DOUBLE).run({"x": np.array([[424242424242.0]])})
+    told = f"{whole.value} {broken.value} {capfd.readouterr()}"
+    assert "4242" not in told and "idx=..." in told
+    assert runtime._without_values("no parse: \"secret\" or 'word' at 7e-5, 0x1F") == (
+        "no parse: ... or ... at ..., ..."
+    )
 
 
 @pytest.mark.parametrize("payload", [b"", b"garbage", graph_of(TensorProto.FLOAT)[:-10]])

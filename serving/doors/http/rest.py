@@ -74,7 +74,13 @@ MAX_ROUTES, MAX_PATH = 1024, 512
 """Paths whose routes are remembered, and characters of one that is."""
 
 MAX_LONG = 64
-"""Requests with long JSON that may wait to be read."""
+"""Requests with long JSON, or many texts, that may wait to be read."""
+
+TEXT_BYTES = 32 << 10
+"""Bytes of a body that may hold texts and is read at once: up to 8 thousand, in a millisecond or two."""
+
+UNWRITTEN_BYTES = 256 << 20
+"""Bytes of answers that may wait to be written as JSON; one is taken whatever its size."""
 
 TRUE, FALSE = ("true", "1", "yes", ""), ("false", "0", "no")
 
@@ -145,6 +151,8 @@ class Rest:
         self._routes: dict[str, tuple[str, Route]] = {}
         self._long = ThreadPoolExecutor(1, "json")
         self._reading = 0
+        self._writers = ThreadPoolExecutor(1, "answers")
+        self._unwritten = 0
         self._readers: WeakKeyDictionary[Contract, json_templates.Reader] = WeakKeyDictionary()
         self._version = server_version()
         self._manual = Manual(plane, self._version, plane.keys)
@@ -304,8 +312,13 @@ class Rest:
         return _json(await done(name, asked))
 
     def _fields(self, request: Request) -> Any:
-        """The JSON of a body that may be empty."""
+        """The JSON of a body that may be empty, and is short: it is read while others wait."""
         codec_json.check_json(len(request.body), self._json_bytes)
+        if len(request.body) > LONG_BYTES:
+            raise errors.TooLarge(
+                f"the body: at most {LONG_BYTES} bytes of JSON are read here, got "
+                f"{len(request.body)}"
+            )
         if not request.body.strip():
             return {}
         try:
@@ -339,6 +352,9 @@ class Rest:
             try:
                 if isinstance(answer, Exception):
                     raise answer
+                if codec_json.is_long_answer(asked, answer):
+                    self._tell_apart(asked, answer, reply, call)
+                    return
                 response = _told(asked, answer)
             except Exception as error:
                 call.failed(error)
@@ -347,16 +363,22 @@ class Rest:
 
         try:
             _check_type(request, INFER_TYPES, f"{JSON} or {BINARY}")
-            if len(request.body) > LONG_BYTES:
+            if len(request.body) > TEXT_BYTES:
                 length = request.headers.get(HEADER_LENGTH, "")
-                size = codec_json.json_size(len(request.body), length)
-                if size > LONG_BYTES:
-                    codec_json.check_json(size, self._json_bytes)
+                if self._is_long(name, number, len(request.body), length):
                     return self._read_apart(name, number, request.body, length, done, reply, call)
             return self._plane.submit(name, number, read, done, call)
         except Exception as error:
             call.failed(error)
             raise
+
+    def _is_long(self, name: str, number: str | None, size: int, length: str) -> bool:
+        """Whether a body has more JSON, or may have more texts, than is read while others wait."""
+        text = codec_json.json_size(size, length)
+        if text > LONG_BYTES:
+            codec_json.check_json(text, self._json_bytes)
+            return True
+        return not codec_json.is_raw(length) and self._plane.takes_texts(name, number)
 
     def _read_apart(
         self,
@@ -368,10 +390,10 @@ class Rest:
         reply: Reply,
         call: Call,
     ) -> Cancellable:
-        """Have much JSON read in a thread, in which it takes turns with the event loop."""
+        """Have much JSON or text read in a thread, in which it takes turns with the event loop."""
         check = self._plane.check(name, number, call)
         if self._reading >= MAX_LONG:
-            raise errors.Overloaded(f"{self._reading} requests with long JSON wait to be read")
+            raise errors.Overloaded(f"{self._reading} long requests wait to be read")
 
         def then(asked: InferRequest) -> Cancellable:
             return self._plane.submit(name, number, lambda contract: asked, done, call)
@@ -381,15 +403,42 @@ class Rest:
                 call.failed(error)
             reply(failed(error))
 
+        bodies = [body]
         work = asyncio.get_running_loop().run_in_executor(
-            self._long, codec_json.decode, body, length, check, self._json_bytes
+            self._long, lambda: codec_json.decode(bodies[0], length, check, self._json_bytes)
         )
         self._reading += 1
-        work.add_done_callback(self._was_read)
+
+        def read(work: object) -> None:
+            self._reading -= 1
+            bodies.clear()  # one that was called off stays in the thread's queue until its turn
+
+        work.add_done_callback(read)
         return Apart(work, then, fail)
 
-    def _was_read(self, work: object) -> None:
-        self._reading -= 1
+    def _tell_apart(
+        self, asked: InferRequest, answer: InferResponse, reply: Reply, call: Call
+    ) -> None:
+        """Have a long answer written in a thread, in which it takes turns with the event loop."""
+        size = sum(tensor.array.nbytes for tensor in answer.outputs)
+        if self._unwritten and self._unwritten + size > UNWRITTEN_BYTES:
+            raise errors.Overloaded(
+                f"answers of {self._unwritten} bytes wait to be written as JSON; ask for this one "
+                'in binary: "parameters": {"binary_data_output": true}'
+            )
+
+        def fail(error: BaseException) -> None:
+            if isinstance(error, Exception):
+                call.failed(error)
+            reply(failed(error))
+
+        def written(work: object) -> None:
+            self._unwritten -= size
+
+        work = asyncio.get_running_loop().run_in_executor(self._writers, _told, asked, answer)
+        self._unwritten += size
+        work.add_done_callback(written)
+        Apart(work, reply, fail)
 
     def _reader(self, contract: Contract) -> json_templates.Reader:
         reader = self._readers.get(contract)
