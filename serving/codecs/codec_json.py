@@ -27,6 +27,7 @@ from serving.codecs.tensor_data import (
     kind_of,
     to_bytes,
     to_json,
+    to_json_parts,
     told,
     utf8,
 )
@@ -130,43 +131,62 @@ def encode(request: InferRequest, response: InferResponse) -> tuple[list[bytes |
 
     Raises `BackendFailure` where a value cannot be said in JSON.
     """
-    identity = b'"id":%b,' % orjson.dumps(request.id) if request.id is not None else b""
-    origin = _origin(response.model_name, response.model_version)
-    text: list[bytes | memoryview] = [
-        b'{%b%b"parameters":{"bundle":"%b"},"outputs":['
-        % (origin, identity, response.bundle.encode())
-    ]
+    outputs: list[bytes] = []
     tensors: list[bytes | memoryview] = []
-    long = False
     for position, tensor in enumerate(response.outputs):
-        binary = request.outputs[position].binary if request.outputs else request.binary
-        if position:
-            text.append(b",")
         head = _output_head(tensor.name, tensor.datatype, tensor.array.shape)
-        if binary:
+        if _is_binary(request, position):
             payload = to_bytes(tensor)
             tensors.append(payload)
-            text.append(b'%b"parameters":{"binary_data_size":%d}}' % (head, len(payload)))
+            outputs.append(b'%b"parameters":{"binary_data_size":%d}}' % (head, len(payload)))
         else:
-            values = to_json(tensor)
-            long = long or len(values) > 1
-            text += head, b'"data":', *values, b"}"
+            outputs.append(b'%b"data":%b}' % (head, to_json(tensor)))
+    text = b"%b%b]}" % (_opening(request, response), b",".join(outputs))
+    return [text, *tensors], len(text) if tensors else -1
+
+
+def encode_long(
+    request: InferRequest, response: InferResponse
+) -> tuple[list[bytes | memoryview], int]:
+    """The same for a thread: lists are written in pieces, and copied together nowhere."""
+    text: list[bytes | memoryview] = [_opening(request, response)]
+    tensors: list[bytes | memoryview] = []
+    for position, tensor in enumerate(response.outputs):
+        if position:
+            text.append(b",")
+        text.append(_output_head(tensor.name, tensor.datatype, tensor.array.shape))
+        if _is_binary(request, position):
+            payload = to_bytes(tensor)
+            tensors.append(payload)
+            text.append(b'"parameters":{"binary_data_size":%d}}' % len(payload))
+        else:
+            text += b'"data":', *to_json_parts(tensor), b"}"
     text.append(b"]}")
-    if not long:  # what is would be copied whole, which takes its time
-        text = [b"".join(text)]
     return [*text, *tensors], sum(map(len, text)) if tensors else -1
 
 
 def is_long_answer(request: InferRequest, response: InferResponse) -> bool:
     """Whether an answer takes longer to write than others should wait."""
     for position, tensor in enumerate(response.outputs):
-        array = tensor.array
-        if array.nbytes > LONG_ANSWER and (
-            array.dtype.hasobject
-            or not (request.outputs[position].binary if request.outputs else request.binary)
+        if tensor.array.nbytes > LONG_ANSWER and (
+            tensor.array.dtype.hasobject or not _is_binary(request, position)
         ):
             return True
     return False
+
+
+def _is_binary(request: InferRequest, position: int) -> bool:
+    return request.outputs[position].binary if request.outputs else request.binary
+
+
+def _opening(request: InferRequest, response: InferResponse) -> bytes:
+    """All that comes before the first output."""
+    identity = b'"id":%b,' % orjson.dumps(request.id) if request.id is not None else b""
+    return b'{%b%b"parameters":{"bundle":"%b"},"outputs":[' % (
+        _origin(response.model_name, response.model_version),
+        identity,
+        response.bundle.encode(),
+    )
 
 
 @lru_cache(maxsize=1024)

@@ -6,7 +6,7 @@ are refused, and what JSON cannot say is never sent as null.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from itertools import chain
 from struct import Struct
 from struct import error as NoLength
@@ -156,17 +156,19 @@ def _not_utf8(where: str, error: UnicodeDecodeError) -> InvalidRequest:
     return InvalidRequest(f"{where}: expected UTF-8 text: {error.reason}")
 
 
-def to_json(tensor: Tensor) -> Sequence[bytes]:
-    """The values as a list, in one part, or in many where they are more than `PIECE_VALUES`."""
+def to_json(tensor: Tensor) -> bytes:
+    return _listed(tensor, np.ascontiguousarray(tensor.array).reshape(-1))
+
+
+def to_json_parts(tensor: Tensor) -> Iterator[bytes]:
+    """The same in parts; whoever waits for the interpreter gets it between two of them."""
     array = np.ascontiguousarray(tensor.array).reshape(-1)
-    if len(array) <= PIECE_VALUES:
-        return (_listed(tensor, array),)
-    # Whoever waits for the interpreter gets it between two pieces, in whatever thread this is.
-    parts = [b"["]
+    before = b"["
     for start in range(0, len(array), PIECE_VALUES):
-        parts += _listed(tensor, array[start : start + PIECE_VALUES])[1:-1], b","
-    parts[-1] = b"]"
-    return parts
+        yield before
+        yield _listed(tensor, array[start : start + PIECE_VALUES])[1:-1]
+        before = b","
+    yield b"]"
 
 
 def _listed(tensor: Tensor, values: np.ndarray) -> bytes:
@@ -186,7 +188,7 @@ def to_bytes(tensor: Tensor) -> bytes | memoryview:
         return tensor.array.tobytes()
     encoded = [_as_text(value).encode() for value in tensor.array.reshape(-1)]
     packed = LENGTH.pack
-    return b"".join([part for text in encoded for part in (packed(len(text)), text)])
+    return b"".join([packed(len(text)) + text for text in encoded])
 
 
 def _as_text(value: Any) -> str:

@@ -217,9 +217,10 @@ def test_a_long_answer_is_written_in_pieces(name: str) -> None:
     array = np.arange(3 * 40_001).reshape(3, -1).astype(BY_PROTOCOL[name].numpy)
     answer = InferResponse("m", "1", "d", (Tensor("y", name, array), Tensor("z", name, array[:1])))
     asked = InferRequest(())
-    parts, _ = codec_json.encode(asked, answer)
+    parts, _ = codec_json.encode_long(asked, answer)
     assert max(map(len, parts)) < 1 << 20 and len(parts) > 6
     assert codec_json.is_long_answer(asked, answer) == (name != "UINT8")
+    assert b"".join(parts) == codec_json.encode(asked, answer)[0][0]
     told = json.loads(b"".join(parts))["outputs"]
     values = array.reshape(-1).tolist()
     expected = list(map(str, values)) if name == "BYTES" else values
@@ -227,7 +228,7 @@ def test_a_long_answer_is_written_in_pieces(name: str) -> None:
     if name == "FP32":
         array[2, -1] = np.nan
         with pytest.raises(BackendFailure, match="'y' holds NaN"):
-            codec_json.encode(asked, answer)
+            codec_json.encode_long(asked, answer)
 
 
 def packed(texts: list[str]) -> bytes:
@@ -277,7 +278,7 @@ def test_many_texts_are_read_and_written_in_a_thread(
 
         return working
 
-    for name in ("from_texts", "to_json", "to_bytes"):
+    for name in ("from_texts", "to_json", "to_json_parts", "to_bytes"):
         monkeypatch.setattr(codec_json, name, noted(getattr(codec_json, name)))
     texts = [("", "a", "é")[number % 3] for number in range(count)]
     body, headers = texts_request(texts)

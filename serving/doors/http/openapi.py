@@ -424,7 +424,7 @@ def _tensor(tensor: Declared, rows: np.ndarray) -> Document:
         "name": tensor.name,
         "datatype": wire.datatype,
         "shape": list(rows.shape),
-        "data": orjson.loads(b"".join(to_json(wire))),
+        "data": orjson.loads(to_json(wire)),
     }
 
 

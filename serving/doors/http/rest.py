@@ -355,7 +355,7 @@ class Rest:
                 if codec_json.is_long_answer(asked, answer):
                     self._tell_apart(asked, answer, reply, call)
                     return
-                response = _told(asked, answer)
+                response = _response(*codec_json.encode(asked, answer))
             except Exception as error:
                 call.failed(error)
                 response = failed(error)
@@ -435,7 +435,9 @@ class Rest:
         def written(work: object) -> None:
             self._unwritten -= size
 
-        work = asyncio.get_running_loop().run_in_executor(self._writers, _told, asked, answer)
+        work = asyncio.get_running_loop().run_in_executor(
+            self._writers, lambda: _response(*codec_json.encode_long(asked, answer))
+        )
         self._unwritten += size
         work.add_done_callback(written)
         Apart(work, reply, fail)
@@ -463,8 +465,7 @@ class Rest:
         return Response(HTTPStatus.OK, (codec_json.encode_prediction(answer),))
 
 
-def _told(asked: InferRequest, answer: InferResponse) -> Response:
-    parts, json_bytes = codec_json.encode(asked, answer)
+def _response(parts: Sequence[bytes | memoryview], json_bytes: int) -> Response:
     if json_bytes < 0:
         return Response(200, parts)
     return Response(200, parts, BINARY, (("Inference-Header-Content-Length", str(json_bytes)),))
