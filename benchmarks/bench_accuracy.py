@@ -255,8 +255,10 @@ def _line(series: Series, done: list[dict[str, Any]]) -> str:
         if values := [each[part][metric] for each in done if part in each]:
             ends = f"({min(values):.4f} to {max(values):.4f})"
             told.append(f"{part} {np.mean(values):.4f} {ends}")
-    spent = np.mean([each["cpu_s"] for each in done])
-    return " | ".join([*told, f"{len(done)} seeds", f"{spent:.0f} CPU s each"])
+    told.append(f"{len(done)} seeds")
+    if spent := [each["cpu_s"] for each in done if "cpu_s" in each]:  # not where weights lay there
+        told.append(f"{np.mean(spent):.0f} CPU s each")
+    return " | ".join(told)
 
 
 if __name__ == "__main__":
