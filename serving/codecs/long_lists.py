@@ -12,6 +12,7 @@ import re
 import secrets
 from collections.abc import Iterator, Sequence
 from itertools import chain
+from math import inf
 from typing import Any, Literal
 
 import numpy as np
@@ -22,6 +23,7 @@ from pipeline.bundle.tensors import TensorType
 from serving.codecs.tensor_data import element_count, from_json
 from serving.codecs.tensor_head import MAX_RANK, MAX_TENSORS
 from serving.errors import InvalidRequest
+from serving.inference.contract import MAX_SQUARED
 
 LONG_BYTES = 256 << 10
 """Bytes of JSON that are read at once, in a millisecond or a few."""
@@ -231,6 +233,10 @@ class LongList:
         return narrowed(wide, kind)
 
 
+SQUARES = {2: 65504.0**2, 4: float(np.finfo(np.float32).max) ** 2, 8: inf}
+"""Of the largest number of each type, by its bytes: a sum of squares below it holds none beyond."""
+
+
 def narrowed(wide: np.ndarray, kind: TensorType) -> np.ndarray | None:
     """Numbers as simdjson gives them in a tensor's type; none where there are none, or one is beyond."""
     if not len(wide):
@@ -239,6 +245,8 @@ def narrowed(wide: np.ndarray, kind: TensorType) -> np.ndarray | None:
         limits = np.iinfo(kind.numpy)
         fit = limits.min <= wide.min() <= wide.max() <= limits.max
         return wide.astype(kind.numpy) if fit else None
+    if len(wide) <= MAX_SQUARED and np.vdot(wide, wide) < SQUARES[kind.numpy.itemsize]:
+        return wide.astype(kind.numpy)  # none is as large as the type's largest
     with np.errstate(over="ignore"):
         array = wide.astype(kind.numpy)
     return array if np.isfinite(array).all() else None
