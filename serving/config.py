@@ -141,7 +141,7 @@ class BatchSettings(Section):
     slow_ms: float = Field(
         6.0,
         ge=0,
-        description="milliseconds that a batch may hold up the event loop, half as many where "
+        description="milliseconds that a batch may hold up the event loop, a twelfth of them where "
         "another full one waits; one that will take longer runs in a thread, and what comes in "
         "meanwhile gathers",
     )

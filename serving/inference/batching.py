@@ -49,6 +49,9 @@ MAX_COSTS = 256
 RISE = 1.25
 """How much dearer a row can be found at each run."""
 
+SHORTER = 1 / 12
+"""Of the time that a batch may hold up the loop, what is left of it while another full one waits."""
+
 WORTHWHILE = 1 / 4
 """Of a full batch, what must fit into the loop's time for a batch to be cut to that."""
 
@@ -376,12 +379,12 @@ class Batcher:
     def _is_slow(self, signature: Hashable, rows: int) -> bool:
         """Whether running so many rows would hold up the loop for longer than it may.
 
-        Half as long it may where a full batch waits behind: then there is a queue to fill or refuse,
+        Much shorter where a full batch waits behind: then there is a queue to fill or refuse meanwhile,
         and the way to the thread costs nothing, as its batches lie ready there.
         """
         behind = self._rows >= self._settings.rows
-        seconds = rows * self._cost.of(signature)
-        return seconds * (2000 if behind else 1000) > self._settings.slow_ms
+        milliseconds = 1000 * rows * self._cost.of(signature)
+        return milliseconds > self._settings.slow_ms * (SHORTER if behind else 1)
 
     def _begun(self, batch: list[Entry]) -> Timed:
         """In the thread: run for those who have not given up since the batch was handed over."""

@@ -351,7 +351,8 @@ class _Connection(asyncio.Protocol):
         if not self.usable:
             return
         self.usable = False
-        self._outcome.errors[reason(error) if error else "closed by the server"] += 1
+        if self.waiting or error:  # a server may close what has been idle for long
+            self._outcome.errors[reason(error) if error else "closed by the server"] += 1
         if self.waiting:
             self.waiting = False
             if self._load.first <= self.due:
