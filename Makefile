@@ -40,7 +40,7 @@ export ORT_DISABLE_TELEMETRY := 1
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-fast test-cuda faults exports lint format serve ui bench conformance bench-recipes bench-serving bench-growth bench-cuda fuzz-openapi lock clean distclean
+.PHONY: help setup run test test-fast test-cuda faults exports lint format serve ui bench conformance bench-recipes bench-serving bench-growth bench-cuda endure fuzz-openapi lock clean distclean
 
 help: ## list the chores
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
