@@ -63,6 +63,18 @@ class GrpcSettings(Section):
     calls: int = Field(
         1024, ge=1, description="calls at a time; one more is answered RESOURCE_EXHAUSTED"
     )
+    open_calls: int = Field(
+        256,
+        ge=1,
+        description="calls at a time to methods that need no key (live, ready, health), which are "
+        "counted apart",
+    )
+    message_seconds: float = Field(
+        30.0,
+        gt=0,
+        description="seconds from a call's headers to the end of its message, 5 at most without a "
+        "key; a stream with a key may wait",
+    )
     streams: int = Field(
         256, ge=1, lt=1 << 31, description="calls at a time on one connection; more wait"
     )

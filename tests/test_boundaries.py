@@ -40,16 +40,17 @@ LAYERS = (
     ("serving", "launch app"),
     (
         "serving.doors.http",
-        "server reader middleware rest compression manual openapi offload",
+        "server reader middleware rest compression manual openapi",
     ),
     (
         "serving.doors.grpc",
-        "rpc infer calls access health_reflection core status",
+        "rpc infer calls patience access health_reflection core status",
     ),
-    ("serving.doors", "access tls"),
+    ("serving.doors", "offload access tls"),
     (
         "serving.codecs",
-        "proto_templates json_templates codec_json codec_proto long_lists tensor_head tensor_data",
+        "proto_templates json_templates codec_json codec_proto proto_fields long_lists tensor_head"
+        " tensor_data",
     ),
     ("serving", "dataplane"),
     (

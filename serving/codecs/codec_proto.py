@@ -16,6 +16,7 @@ import numpy as np
 from google.protobuf import json_format
 
 from pipeline.bundle.tensors import TensorType
+from serving.codecs.proto_fields import check_fields
 from serving.codecs.tensor_data import element_count, from_bytes, from_texts, to_bytes, utf8
 from serving.codecs.tensor_head import (
     Check,
@@ -58,17 +59,35 @@ CONTENTS = {
 }
 """Where the values of a datatype are when they are typed."""
 
+MAX_SMALL = 256 << 10
+"""Bytes of a message that carries no tensors: names, and a configuration at most."""
+
+CHUNK = 1 << 16
+"""Typed values that become Python's at a time: between two such steps other threads have their turn."""
+
 RAW, ID, STREAMED = 0x32, 0x1A, 0x12
 """Tags: ModelInferResponse's raw_output_contents and id, ModelStreamInferResponse's answer."""
 
 
 def parse(payload: bytes, kind: Any = InferMessage) -> Any:
-    """The message in some bytes. Raises `InvalidRequest` for what is none."""
+    """The message in some bytes. Raises `InvalidRequest` for what is none, or has too many fields."""
+    if kind is InferMessage:
+        check_fields(payload)
     try:
         return kind.FromString(payload)
     except Exception as error:  # protobuf's own error type differs by implementation
         name = kind.DESCRIPTOR.full_name
         raise InvalidRequest(f"the message: {len(payload)} bytes that are no {name}") from error
+
+
+def parse_small(payload: bytes, kind: Any) -> Any:
+    """The same for a message without tensors, in which nothing is looked for when it is long."""
+    if len(payload) > MAX_SMALL:
+        raise InvalidRequest(
+            f"the message: expected {kind.DESCRIPTOR.full_name} in at most {MAX_SMALL} bytes, got "
+            f"{len(payload)}"
+        )
+    return parse(payload, kind)
 
 
 def decode(asked: Any, check: Check | None = None) -> InferRequest:
@@ -248,30 +267,33 @@ def _typed(name: str, kind: TensorType, shape: list[int], item: Any) -> np.ndarr
             f"{where}: expected {kind.protocol} in raw_input_contents, the only place for it, "
             f"got {', '.join(given) or 'nothing'}"
         )
-    for found in given:
-        if found != field:
+    for other in given:
+        if other != field:
             raise InvalidRequest(
-                f"{where}: contents: expected {field} for {kind.protocol}, got {found}"
+                f"{where}: contents: expected {field} for {kind.protocol}, got {other}"
             )
-    given_values = getattr(item.contents, field)
-    if len(given_values) != element_count(shape):
+    values = getattr(item.contents, field)
+    if len(values) != element_count(shape):
         raise InvalidRequest(
             f"{where}: contents: expected {element_count(shape)} values for shape {shape}, "
-            f"got {len(given_values)}"
+            f"got {len(values)}"
         )
-    values: list[Any] = list(given_values)
     if kind.numpy.hasobject:
         texts = [utf8(where, value) for value in values]
         return np.array(texts, object).reshape(shape)
-    if kind.itemsize < 4 and kind.numpy.kind in "iu":
-        _check_range(where, kind, values)
-    return np.array(values, kind.numpy).reshape(shape)
+    found = np.empty(len(values), kind.numpy)
+    for start in range(0, len(values), CHUNK):
+        part = values[start : start + CHUNK]
+        if kind.itemsize < 4 and kind.numpy.kind in "iu":
+            _check_range(where, kind, part)
+        found[start : start + CHUNK] = part
+    return found.reshape(shape)
 
 
 def _check_range(where: str, kind: TensorType, values: list[int]) -> None:
     """The wire's integers have 32 bits where the tensor's may have fewer."""
     limits = np.iinfo(kind.numpy)
-    for value in (min(values), max(values)) if values else ():
+    for value in (min(values), max(values)):
         if not limits.min <= value <= limits.max:
             raise InvalidRequest(
                 f"{where}: contents: expected {kind.protocol} values from {limits.min} to "

@@ -25,6 +25,9 @@ HEAD = frozenset(b"\x0a\x12\x1a\x22\x2a\x32")
 LONG = 0x80
 """This bit of a length says that another byte of it follows."""
 
+LONG_BYTES = 256 << 10
+"""From how many bytes on a message that is not raw is better read in a thread."""
+
 Read = Callable[[Contract], InferRequest]
 
 
@@ -89,6 +92,10 @@ class Reader:
             return self._strictly(payload, b"", 0)
         request = known.request(payload, start, identity)
         return known.model, known.version, lambda contract: request
+
+    def is_long(self, payload: bytes) -> bool:
+        """Whether reading it would hold up the event loop: what is raw at first sight does not."""
+        return len(payload) > LONG_BYTES and _places(payload) is None
 
     def _strictly(self, payload: bytes, head: bytes, start: int) -> tuple[str, str | None, Read]:
         asked = parse(payload)

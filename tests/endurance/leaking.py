@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pipeline.cli import main
-from serving.doors.http.offload import Cancellable
 from serving.doors.http.rest import Reply, Request, Rest
+from serving.doors.offload import Cancellable
 
 KEPT: list[bytes] = []
 answer = Rest.__call__

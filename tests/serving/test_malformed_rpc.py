@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from serving.codecs.codec_proto import CONTENTS, decode, parse
+from serving.codecs.proto_templates import LONG_BYTES
 from serving.errors import ServingError
 from serving.proto.inference import INFERENCE
 from tests.endurance.figures import report
@@ -259,6 +260,36 @@ def test_a_mistake_is_told(client: Client, case: Case) -> None:
         assert part in details, details
     assert len(details) < 2100 and "Traceback" not in details
     assert client.infer(GOOD)
+
+
+def test_long_messages_are_read_apart(client: Client) -> None:
+    """Typed and long: the same answer as raw, and the same sentences."""
+    values = np.linspace(0, 1, 2 * 50_000, dtype=np.float32).reshape(2, -1)
+    long = infer_request("series", {"values": values}, typed=True)
+    assert long.ByteSize() > LONG_BYTES
+    raw = client.infer(infer_request("series", {"values": values}))
+    for name, array in client.infer(long).items():
+        np.testing.assert_array_equal(array, raw[name])
+    for fields, code, told in (
+        ({"model_name": "serie"}, "NOT_FOUND", "did you mean"),
+        ({"model_version": "9"}, "NOT_FOUND", "'9'"),
+        ({"id": "x" * 1025}, "INVALID_ARGUMENT", "1024"),
+    ):
+        request = InferRequest()
+        request.CopyFrom(long)
+        for name, value in fields.items():
+            setattr(request, name, value)
+        found, details = client.failure(request)
+        assert found == code and told in details
+    long.inputs[0].shape[1] += 1
+    assert client.failure(long) == (
+        "INVALID_ARGUMENT",
+        "input 'values': contents: expected 100002 values for shape [2, 50001], got 100000",
+    )
+    with pytest.raises(grpc.RpcError, match="in at most 262144 bytes, got 300000"):
+        client.raw(f"/{INFERENCE}/ModelReady", bytes(300_000))
+    code, details = client.failure(b"\x0a\x06series" + b"\x2a\x00" * 1_000_000)
+    assert code == "INVALID_ARGUMENT" and "at most 16384 fields" in details
 
 
 def test_bytes_are_texts(client: Client) -> None:

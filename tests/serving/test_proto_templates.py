@@ -10,10 +10,19 @@ import numpy as np
 import pytest
 
 from serving.codecs import proto_templates
-from serving.codecs.codec_proto import decode, parse
+from serving.codecs.codec_proto import CHUNK, decode, field_head, parse
 from serving.codecs.json_templates import MAX_KNOWN
+from serving.codecs.proto_fields import (
+    CONTENTS,
+    INPUTS,
+    MAX_VALUES,
+    OUTPUTS,
+    SHAPE,
+    fields,
+    model_of,
+)
 from serving.codecs.proto_templates import Reader
-from serving.errors import ServingError
+from serving.errors import InvalidRequest, ServingError
 from serving.protocol import InferRequest
 from tests.serving.rpc_client import infer_request
 from tests.serving.test_malformed_rpc import FUZZED, changed, damaged, disturbed, seeds
@@ -114,3 +123,53 @@ def test_what_is_kept_is_bounded() -> None:
         known = len(reader._known)
         glance(reader, odd.SerializeToString())
         assert len(reader._known) == known
+
+
+def test_more_fields_than_any_client_needs_are_refused_before_they_are_objects() -> None:
+    """Two bytes each, where protobuf makes ninety of them; wherever they stand, and in whatever."""
+    begun = "the message: expected at most 16384 fields"
+    tensor = b"\x2a\x00" * 100_000
+    inner = b"\x22\x00" * 100_000  # parameters
+    texts = b"\x42\x00" * (MAX_VALUES + 1)
+    for payload, words in (
+        (tensor, begun),
+        (b"\x0a\x01m\x4b" + tensor, begun),  # behind the mark of a group
+        (b"\xaa\x00\x00" * 100_000, begun),  # a tag longer than it need be
+        (_field(INPUTS, inner), begun),
+        (_field(OUTPUTS, inner), begun),
+        (_field(INPUTS, _field(SHAPE, bytes(100_000))), "shape: expected at most 1024 bytes"),
+        (_field(INPUTS, _field(CONTENTS, texts)), "expected at most 1048576 texts"),
+    ):
+        with pytest.raises(InvalidRequest, match=words):
+            parse(payload)
+    with pytest.raises(InvalidRequest, match="expected at most 16384 fields"):
+        model_of(tensor)
+
+
+def test_fields_are_those_that_protobuf_finds() -> None:
+    chance = random.Random(13)
+    starts = [request for request in seeds() if request]
+    for _ in range(FUZZED):
+        payload = chance.choice((damaged, disturbed))(chance.choice(starts), chance)
+        try:
+            asked = parse(payload)
+        except ServingError:
+            list(fields(payload, 0, len(payload)))
+            continue
+        assert model_of(payload) == (asked.model_name, asked.model_version or None)
+        found = [number for number, _, _ in fields(payload, 0, len(payload))]
+        if 3 not in {byte & 7 for byte in payload}:  # no group, whose fields count as well
+            assert found.count(INPUTS) >= len(asked.inputs)
+
+
+@pytest.mark.parametrize("kind", ["bool", "int8", "int64", "uint64", "float32", "float64"])
+def test_many_typed_values_are_those_that_were_sent(kind: str) -> None:
+    """More than become Python's at a time."""
+    values = (np.arange(CHUNK + 3) % 100).astype(kind)
+    found = strictly(infer_request("m", {"a": values}, typed=True).SerializeToString())[2]
+    np.testing.assert_array_equal(found.inputs[0].array, values)
+    assert found.inputs[0].array.dtype == kind
+
+
+def _field(number: int, content: bytes) -> bytes:
+    return field_head(number << 3 | 2, len(content)) + content

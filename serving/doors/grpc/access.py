@@ -17,6 +17,7 @@ from serving.system.file_watch import Watched
 from serving.telemetry import log
 
 OPEN = {f"/{INFERENCE}/ServerLive", f"/{INFERENCE}/ServerReady"}
+OPEN_SERVICE = f"/{HEALTH}/"
 ADMIN = {f"/{INFERENCE}/RepositoryModelLoad", f"/{INFERENCE}/RepositoryModelUnload"}
 
 
@@ -31,7 +32,7 @@ def check(access: Access, path: str, metadata: Metadata) -> None:
 
 def scope_of(path: str) -> Scope | None:
     """What a method asks for, none where it is open to everyone; unknown ones need a key too."""
-    if path in OPEN or path.startswith(f"/{HEALTH}/"):
+    if path in OPEN or path.startswith(OPEN_SERVICE):
         return None
     return Scope.ADMIN if path in ADMIN else Scope.INFER
 

@@ -11,9 +11,11 @@ from typing import Any, Protocol
 import grpc
 
 from serving import errors
+from serving.config import GrpcSettings
 from serving.doors.access import Access
-from serving.doors.grpc.access import check
+from serving.doors.grpc.access import check, scope_of
 from serving.doors.grpc.core import Incoming, Metadata
+from serving.doors.grpc.patience import Patience
 from serving.doors.grpc.status import NAMES, OK, told
 from serving.observability.accounting import Books
 from serving.observability.call import Call
@@ -36,19 +38,43 @@ Method = Callable[[bytes, "Unary"], bytes | Awaitable[bytes] | Cancellable]
 Stream = Callable[[AsyncIterator[bytes], Incoming], AsyncGenerator[bytes, None]]
 """Requests to answers, at any pace; what it raises is how the call ends."""
 
+OPEN_SECONDS = 5.0
+"""How long the message of a call without a key is waited for at most: it is a few bytes."""
+
+OPEN_BYTES = 4096
+"""Of such a message: the name of a service at most."""
+
+
+class Kept:
+    """Calls that share one bound: `limit`, the setting `name`, as many as there may be at a time."""
+
+    def __init__(self, name: str, limit: int, seconds: float) -> None:
+        self.name = name
+        self.limit = limit
+        self.open: set[Unary | Streaming] = set()
+        self.patience = Patience(seconds)
+
 
 class Calls:
-    """The calls of one door, each led to its method. `limit` are as many as there may be at a time."""
+    """The calls of one door, each led to its method.
 
-    def __init__(self, books: Books, access: Access | None, limit: int) -> None:
+    Those that need no key are kept apart, so that whoever has none closes the door for nobody else.
+    """
+
+    def __init__(self, books: Books, access: Access | None, settings: GrpcSettings) -> None:
         self.books = books
+        self.keyed = Kept("grpc.calls", settings.calls, settings.message_seconds)
+        seconds = min(settings.message_seconds, OPEN_SECONDS)
+        self.unkeyed = Kept("grpc.open_calls", settings.open_calls, seconds)
         self.unary: Mapping[str, Method] = {}
         self.streams: Mapping[str, Stream] = {}
         self.counted = ""
         """The path of the method that asks a model."""
-        self.open: set[Unary | Streaming] = set()
         self._access = access
-        self._limit = limit
+
+    def under_way(self) -> int:
+        """How many there are, a stream being one."""
+        return len(self.keyed.open) + len(self.unkeyed.open)
 
     def accept(self, incoming: Incoming) -> None:
         """See to a call: refuse it before its request is read, or read that."""
@@ -57,36 +83,39 @@ class Calls:
             try:
                 check(self._access, path, incoming.metadata)
             except errors.ServingError as error:
-                self._refuse(incoming, *told(error))
+                self.refuse(incoming, *told(error))
                 return
         unary, stream = self.unary.get(path), self.streams.get(path)
+        kept = self.unkeyed if scope_of(path) is None else self.keyed
         if not unary and not stream:
-            self._refuse(incoming, grpc.StatusCode.UNIMPLEMENTED, "there is no such method")
-        elif len(self.open) >= self._limit:
-            words = f"{self._limit} concurrent calls are answered already (grpc.calls)"
-            self._refuse(incoming, grpc.StatusCode.RESOURCE_EXHAUSTED, words)
+            self.refuse(incoming, grpc.StatusCode.UNIMPLEMENTED, "there is no such method")
+        elif len(kept.open) >= kept.limit:
+            words = f"{kept.limit} concurrent calls are answered already ({kept.name})"
+            self.refuse(incoming, grpc.StatusCode.RESOURCE_EXHAUSTED, words)
         elif unary:
-            incoming.receive(Unary(self, incoming, unary).asked)
+            incoming.receive(Unary(self, kept, incoming, unary).asked)
         elif stream:
-            Streaming(self, incoming, stream)
+            Streaming(kept, incoming, stream)
 
     def named(self, metadata: Metadata) -> tuple[str, str]:
-        """(request id, trace id) of a call: the client's, or an id of ours."""
+        """(request id, trace id) of a call: the client's id, where it can be sent back, or one of ours."""
         request_id = traceparent = ""
         for name, value in metadata:
             if name == "x-request-id":
-                request_id = str(value)
+                request_id = _sendable(value)
             elif name == "traceparent":
                 traceparent = str(value)
         return request_id or self.books.new_id(), trace_id(traceparent) if traceparent else ""
 
     async def ended(self, seconds: float) -> None:
         """Wait so long at most for calls that were called off."""
-        tasks = [call.task for call in self.open if isinstance(call, Streaming)]
+        both = self.keyed.open | self.unkeyed.open
+        tasks = [call.task for call in both if isinstance(call, Streaming)]
         if tasks:
             await asyncio.wait(tasks, timeout=seconds)
 
-    def _refuse(self, incoming: Incoming, code: grpc.StatusCode, details: str) -> None:
+    def refuse(self, incoming: Incoming, code: grpc.StatusCode, details: str) -> None:
+        """End a call of which nothing was read."""
         request_id, trace = self.named(incoming.metadata)
         self.books.note(
             *(None, GRPC, "GRPC", incoming.path, NAMES[code], request_id, trace),
@@ -99,29 +128,37 @@ class Unary:
     """One call of a method with one answer. What goes wrong is a status, and a line of the log."""
 
     __slots__ = (
-        *("_arrived", "_calls", "_method", "_names", "_received", "_under_way"),
+        *("_arrived", "_calls", "_kept", "_method", "_names", "_received", "_under_way"),
         *("call", "incoming"),
     )
 
-    def __init__(self, calls: Calls, incoming: Incoming, method: Method) -> None:
+    def __init__(self, calls: Calls, kept: Kept, incoming: Incoming, method: Method) -> None:
         self._calls = calls
+        self._kept = kept
         self._method = method
         self._under_way: Cancellable | None = None
         self.incoming = incoming
         self.call = Call()
-        calls.open.add(self)
+        kept.open.add(self)
+        kept.patience.begin(self)
         incoming.left = self._left
 
     def asked(self, payload: bytes | None) -> None:
         """The request is here; none where the client sent no message, or one too large."""
+        if not self._kept.patience.over(self):
+            return
         if payload is None:
-            self._calls.open.discard(self)
+            self._kept.open.discard(self)
             self.incoming.end(grpc.StatusCode.UNIMPLEMENTED, "expected one message, got none")
             return
         self._arrived = time.perf_counter()
         self._received = len(payload)
         self._names = self._calls.named(self.incoming.metadata)
         try:
+            if self._received > OPEN_BYTES and self._kept is self._calls.unkeyed:
+                raise errors.InvalidRequest(
+                    f"expected a message of at most {OPEN_BYTES} bytes, got {self._received}"
+                )
             found = self._method(payload, self)
         except Exception as error:
             self.reply(error)
@@ -130,6 +167,11 @@ class Unary:
             self.reply(found)
         else:
             self._under_way = self._awaited(found) if isinstance(found, Awaitable) else found
+
+    def late(self) -> None:
+        """Its message did not come in time."""
+        self._kept.open.discard(self)
+        self._calls.refuse(self.incoming, *told(_late(self._kept)))
 
     def reply(self, answer: bytes | Exception) -> None:
         """Answer, or say why not."""
@@ -162,10 +204,11 @@ class Unary:
             self._under_way.cancel()
             self._over(given_up(self.call, self.incoming), 0)
         else:
-            self._calls.open.discard(self)
+            self._kept.patience.over(self)
+            self._kept.open.discard(self)
 
     def _over(self, code: grpc.StatusCode, sent: int) -> None:
-        self._calls.open.discard(self)
+        self._kept.open.discard(self)
         self._under_way = None  # it knows of `reply`: a circle that only the collector would find
         path = self.incoming.path
         self._calls.books.note(
@@ -177,10 +220,10 @@ class Unary:
 class Streaming:
     """One call with messages both ways: a task, cancelled when the client gives up."""
 
-    def __init__(self, calls: Calls, incoming: Incoming, stream: Stream) -> None:
-        self._calls = calls
+    def __init__(self, kept: Kept, incoming: Incoming, stream: Stream) -> None:
+        self._kept = kept
         self._incoming = incoming
-        calls.open.add(self)
+        kept.open.add(self)
         self.task = asyncio.create_task(self._run(stream))
         incoming.left = self.task.cancel
 
@@ -193,21 +236,42 @@ class Streaming:
         except Exception as error:
             self._incoming.end(*told(error))
         finally:
-            self._calls.open.discard(self)
+            self._kept.open.discard(self)
 
     async def _requests(self) -> AsyncIterator[bytes]:
         while True:
             coming: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
             self._incoming.receive(_telling(coming))
-            payload = await coming
+            payload = await self._coming(coming)
             if payload is None:
                 return
             yield payload
+
+    async def _coming(self, payload: asyncio.Future[bytes | None]) -> bytes | None:
+        """The next request. Who has a key may take all the time there is, as a stream is there for."""
+        if self._kept.name == "grpc.calls":
+            return await payload
+        try:
+            async with asyncio.timeout(self._kept.patience.seconds):
+                return await payload
+        except TimeoutError as error:
+            raise _late(self._kept) from error
 
     async def _send(self, answer: bytes) -> None:
         sent: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._incoming.send(answer, _telling(sent))
         await sent
+
+
+def _late(kept: Kept) -> errors.DeadlineExceeded:
+    seconds = kept.patience.seconds
+    return errors.DeadlineExceeded(f"no whole message came within {seconds:g} seconds")
+
+
+def _sendable(request_id: str | bytes) -> str:
+    """A request id as it came, or nothing: grpc fails a call whose metadata it cannot send."""
+    text = request_id.decode("latin-1") if isinstance(request_id, bytes) else request_id
+    return text if text.isascii() and text.isprintable() else ""
 
 
 def _telling(future: asyncio.Future[Any]) -> Callable[[Any], None]:

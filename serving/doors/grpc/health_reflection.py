@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 
-from serving.codecs.codec_proto import parse
+from serving.codecs.codec_proto import parse_small
 from serving.errors import NotFound
 from serving.proto.inference import (
     FILES,
@@ -45,7 +45,7 @@ class Health:
 
     def check(self, payload: bytes, asked: object) -> bytes:
         """Check."""
-        service = parse(payload, self._request).service
+        service = parse_small(payload, self._request).service
         state = self._states.get(service)
         if state is None:
             raise NotFound(
@@ -58,7 +58,7 @@ class Health:
         self, asked: AsyncIterator[bytes], incoming: object
     ) -> AsyncGenerator[bytes, None]:
         """Watch: its state now, and whenever it changes."""
-        service = parse(await anext(asked, b""), self._request).service
+        service = parse_small(await anext(asked, b""), self._request).service
         state = self._states.get(service)
         told = -1
         while True:
@@ -95,7 +95,7 @@ class Reflection:
     ) -> AsyncGenerator[bytes, None]:
         """ServerReflectionInfo."""
         async for payload in asked:
-            request = parse(payload, self._request)
+            request = parse_small(payload, self._request)
             answer = self._answer(valid_host=request.host, original_request=request)
             self._fill(answer, request)
             yield answer.SerializeToString()

@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
 
 from serving import errors
 from serving.codecs import codec_proto
+from serving.codecs.proto_fields import model_of
 from serving.codecs.proto_templates import Reader
+from serving.codecs.tensor_head import Check
 from serving.dataplane import DataPlane
 from serving.doors.grpc.calls import Calls, Cancellable, Reply, Unary, given_up
 from serving.doors.grpc.core import Incoming
 from serving.doors.grpc.status import NAMES, OK, told
+from serving.doors.offload import Apart
 from serving.observability.call import Call
 from serving.observability.cells import GRPC
 from serving.proto.inference import INFERENCE
 from serving.protocol import InferRequest, InferResponse
 from serving.telemetry import log
+
+MAX_LONG = 64
+"""Long messages that may wait to be read; they are held meanwhile."""
+
+Done = Callable[[InferRequest, InferResponse | errors.ServingError], None]
 
 INFER, STREAM = f"/{INFERENCE}/ModelInfer", f"/{INFERENCE}/ModelStreamInfer"
 
@@ -38,6 +47,8 @@ class Inference:
         self._calls = calls
         self._pipelined = pipelined
         self._reader = Reader()
+        self._long = ThreadPoolExecutor(1, "protobuf")
+        self._reading = 0
         self.leaving = asyncio.Event()
         self.closed = asyncio.Event()
         self.late = 0
@@ -68,8 +79,32 @@ class Inference:
                 found = error
             reply(found)
 
+        if self._reader.is_long(payload):
+            return self._read_apart(payload, done, reply, call)
         model, version, read = self._reader.read(payload)
         return self._plane.submit(model, version, read, done, call)
+
+    def _read_apart(self, payload: bytes, done: Done, reply: Reply, call: Call) -> Cancellable:
+        """Have many typed values read in a thread, in which it takes turns with the event loop."""
+        model, version = model_of(payload)
+        check = self._plane.check(model, version, call)
+        if self._reading >= MAX_LONG:
+            raise errors.Overloaded(f"{self._reading} long messages wait to be read")
+
+        def then(asked: InferRequest) -> Cancellable:
+            return self._plane.submit(model, version, lambda contract: asked, done, call)
+
+        def fail(error: BaseException) -> None:
+            if isinstance(error, Exception):
+                reply(error)
+
+        work = asyncio.get_running_loop().run_in_executor(self._long, _read, payload, check)
+        self._reading += 1
+        work.add_done_callback(self._was_read)
+        return Apart(work, then, fail)
+
+    def _was_read(self, work: object) -> None:
+        self._reading -= 1
 
     async def _answer(self, payload: bytes, call: Call) -> bytes:
         """The same as something to await. Cancelled, it leaves the queue."""
@@ -155,3 +190,7 @@ class Inference:
                 *(len(payload), len(answer), arrived),
             )
         return answer
+
+
+def _read(payload: bytes, check: Check) -> InferRequest:
+    return codec_proto.decode(codec_proto.parse(payload), check)

@@ -79,7 +79,7 @@ class RpcServer:
         self._control = control
         self._version = server_version()
         self._health = Health(plane.live, plane.ready)
-        self._calls = Calls(books, access, settings.calls)
+        self._calls = Calls(books, access, settings)
         self._inference = Inference(plane, self._calls, settings.pipelined)
         self._calls.unary, self._calls.streams = self._unary(), self._streams()
         self._calls.counted = INFER
@@ -125,7 +125,7 @@ class RpcServer:
 
     def sample(self) -> None:
         """Say how many calls are being answered; a stream is one."""
-        self._calls.books.metrics.in_flight(GRPC, len(self._calls.open))
+        self._calls.books.metrics.in_flight(GRPC, self._calls.under_way())
 
     def _unary(self) -> dict[str, Method]:
         methods: dict[str, Method] = {
@@ -236,7 +236,7 @@ def _refusing(name: str) -> Method:
 
 
 def _parsed(payload: bytes, name: str) -> Any:
-    return codec_proto.parse(payload, message(f"inference.{name}"))
+    return codec_proto.parse_small(payload, message(f"inference.{name}"))
 
 
 def _message(kind: str, **fields: Any) -> bytes:

@@ -23,7 +23,7 @@ from serving.codecs.long_lists import LONG_BYTES
 from serving.codecs.tensor_head import Check
 from serving.dataplane import DataPlane
 from serving.doors.http.manual import Manual, policy
-from serving.doors.http.offload import Apart, Cancellable
+from serving.doors.offload import Apart, Cancellable
 from serving.inference.contract import Contract
 from serving.models.control import CLOSED, Control
 from serving.observability import exposition, statistics
