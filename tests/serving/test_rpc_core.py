@@ -12,6 +12,8 @@ import grpc
 import grpc.aio
 import pytest
 
+from serving.codecs.codec_proto import field_head
+from serving.codecs.proto_templates import LONG_BYTES
 from serving.config import GrpcSettings, Settings
 from serving.dataplane import DataPlane
 from serving.doors.grpc.rpc import RpcServer
@@ -87,6 +89,20 @@ def test_a_method_without_a_message_is_told(bundle: Path) -> None:
             nothing = channel.stream_unary(INFER)(iter([]))
             assert await nothing.code() is grpc.StatusCode.UNIMPLEMENTED
             assert "expected one message" in await nothing.details()
+
+    asyncio.run(scenario())
+
+
+def test_only_long_messages_that_are_not_raw_are_read_in_a_thread(bundle: Path) -> None:
+    typed = infer_request("digits-test", {"image": digits_rows(1)}, typed=True).SerializeToString()
+    more = b"\xfa\x01" + field_head(0, LONG_BYTES)[1:] + bytes(LONG_BYTES)  # a field of no meaning
+
+    async def scenario() -> None:
+        async with served(bundle) as (server, channel, _), asyncio.timeout(20):
+            infer, threads = channel.unary_unary(INFER), server._inference._long._threads
+            for payload, apart in ((typed, False), (DIGITS + more, False), (more + typed, True)):
+                assert await infer(payload)
+                assert bool(threads) is apart
 
     asyncio.run(scenario())
 
