@@ -296,7 +296,7 @@ def test_bytes_are_texts(client: Client) -> None:
     """No bundle here has texts, so their mistakes are told without a server."""
     for raw, told in (
         (b"\xff\xff\xff\xff", "beyond the data"),
-        (b"\1\0", "beyond the data"),
+        (b"\1\0", "its length in 4 bytes, got 2"),
         (b"\1\0\0\0a\1\0\0\0b", "got more"),
         (b"\1\0\0\0\xff", "UTF-8"),
         (b"", "got 0"),
