@@ -1,7 +1,7 @@
 """How a worker changes what it serves while it serves: plan, prepare, commit; see `two_phase_commit.py`.
 
 What is new is read and proven in a thread, beside what serves; then one pointer moves on the event
-loop. So a change that fails touches nothing, and no request sees half of one.
+loop. So what fails to load touches nothing that serves, and no request sees half of one.
 """
 
 from __future__ import annotations

@@ -10,12 +10,15 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
+from pipeline.config import suggestion
 from serving.errors import InvalidRequest, NotReady, ServingError, Unsupported
 
 CLOSED = (
     "this door loads and unloads nothing: start the server with --control-port PORT and ask "
     "there, on the machine itself"
 )
+
+PARAMETERS = ["unload_dependents", "version"]
 
 Message = dict[str, Any]
 Change = Callable[[Message], Awaitable[Message]]
@@ -67,6 +70,7 @@ def asked_version(body: Any) -> str | None:
     """
     if not isinstance(body, Mapping):
         raise InvalidRequest('the body: expected {"parameters": {...}} or nothing')
+    _check_fields(body)
     parameters = body.get("parameters") or {}
     if not isinstance(parameters, Mapping):
         raise InvalidRequest("parameters: expected an object")
@@ -86,3 +90,15 @@ def asked_version(body: Any) -> str | None:
                 f"parameter {key[:80]!r}: expected 'version' or, true or false, 'unload_dependents'"
             )
     return version
+
+
+def _check_fields(body: Mapping[str, Any]) -> None:
+    """Refuse what is not under `parameters`: a version there would be all versions."""
+    for key in body.keys() - {"parameters"}:
+        told = key[:80]
+        if key in PARAMETERS:
+            raise InvalidRequest(f"unknown field {told!r}; put it under 'parameters'")
+        hint = suggestion(told, ["parameters", *PARAMETERS])
+        raise InvalidRequest(
+            f'unknown field {told!r}{hint} (the body: {{"parameters": {{"version": "2"}}}})'
+        )

@@ -67,19 +67,25 @@ class Plan:
         served = [s for s in self._serving(name) if version in (None, str(s.version))]
         self._fresh |= {standing.place for standing in served}
         if failure:
+            failure += self._nonetheless(name)
             return self._told({"error": failure, "failure": ModelRefused.__name__})
         return self._told(_answer(name, served))
 
     def unload(self, name: str, version: str | None) -> Message:
-        """Let go of a model, or of one version. Raises `NotFound`."""
+        """Let go of a model, or of one version; why one had failed is still told.
+
+        Raises `NotFound`.
+        """
         known = self._known(name)
         if version is None:
             numbers = list(self._repository.of(name))
         else:
             numbers = [self._repository.numbered(name, version).version]
         for number in numbers:
-            if number in known:
-                self._let_go(known[number], "unloaded by request", asked=False)
+            old = known.get(number)
+            if old and (old.state, old.asked) != (UNLOADED, False):
+                fault = f"; it had failed: {old.reason}" if old.state == FAILED else ""
+                self._let_go(old, f"unloaded by request{fault}", asked=False)
         return self._told(_answer(name, self._serving(name)))
 
     async def refresh(self) -> Message:
@@ -136,6 +142,12 @@ class Plan:
     def _serving(self, name: str) -> list[Standing]:
         known = self._known(name)
         return [known[number] for number in sorted(known) if known[number].state == READY]
+
+    def _nonetheless(self, name: str) -> str:
+        """What a load that failed in part has loaded, a line."""
+        loaded = ", ".join(str(number) for number in sorted(n for _, n in self.proven))
+        serving = ", ".join(str(standing.version) for standing in self._serving(name))
+        return f"\nloaded nonetheless: {loaded}; serving now: {serving}" if loaded else ""
 
     def _gone(self, found: Folders) -> list[Key]:
         return [(name, n) for name, n in self._after if n not in found.get(name, {})]

@@ -23,6 +23,9 @@ from serving.workers.scoreboard import Watch
 MAX_TOLD = 80
 """Characters of a name that are repeated to whoever sent it."""
 
+DEFAULT = " (default_version in the settings)"
+"""Beside a version that whoever asked did not name."""
+
 
 class Repository:
     """Every version found under a path. Found at once, loaded by `load_all`.
@@ -66,11 +69,26 @@ class Repository:
                 f"{path}: neither a bundle (no {MANIFEST}) nor a repository "
                 f"(<name>/<version>/{MANIFEST})"
             )
-        for name in settings.models.keys() - self._slots.keys():
-            hint = f"models.{name}: no such model in {path}{suggestion(name, self.names())}"
-            if not settings.managed:
-                raise ConfigError(hint)
-            log("warning", "settings for a model that is not there", hint=hint)
+        for name in settings.models:
+            if hint := self._misnamed(name):
+                if not settings.managed:
+                    raise ConfigError(hint)
+                log("warning", "settings for a model or version that is not there", hint=hint)
+
+    def _misnamed(self, name: str) -> str:
+        """What the settings of a model name that is not in the folder."""
+        if name not in self._slots:
+            return f"models.{name}: no such model in {self.layout.path}" + suggestion(
+                name, self.names()
+            )
+        default, known = self._named_default(name), self._slots[name]
+        if default is None or default in known:
+            return ""
+        return (
+            f"models.{name}.default_version: expected a version in {self.layout.path} "
+            f"({_numbers(known)}), got {default}; until it is there, requests that name no version "
+            "are answered 404"
+        )
 
     def load_all(self) -> None:
         """Load the chosen versions, one after the other. A bad one does not hide the others.
@@ -148,15 +166,21 @@ class Repository:
 
     def default(self, name: str) -> Slot:
         """The version that is meant where none is named. Raises `NotFound`."""
-        if name in self.settings.models:
-            default = self.settings.models[name].default_version
-            if default:
-                return self.numbered(name, str(default))
         versions = self.of(name)
+        default = self._named_default(name)
+        if default is not None:
+            if default not in versions:
+                raise no_version(name, str(default), versions, DEFAULT)
+            return versions[default]
         if len(versions) == 1:
             return next(iter(versions.values()))
         answering = [number for number, s in versions.items() if s.state in ANSWERING]
         return versions[max(answering or versions)]
+
+    def _named_default(self, name: str) -> int | None:
+        """The default version of the settings, where they have one."""
+        settings = self.settings.models.get(name)
+        return settings.default_version if settings else None
 
     def answers(self, slot: Slot) -> bool:
         """Whether requests that name no version go to this one."""
@@ -171,13 +195,13 @@ class Repository:
         Raises `NotFound` or `NotReady`.
         """
         slot = self.default(name) if version is None else self.numbered(name, version)
+        if slot.state not in (State.UNLOADING, State.UNLOADED) and slot.model is not None:
+            return slot, slot.model
+        default = DEFAULT if version is None and self._named_default(name) else ""
+        told = f"model {name!r} version {slot.version}{default} is"
         if slot.state in (State.UNLOADING, State.UNLOADED):
-            raise NotFound(f"model {name!r} version {slot.version} is not loaded{_why(slot)}")
-        if slot.model is None:
-            raise NotReady(
-                f"model {name!r} version {slot.version} is {slot.state.value}{_why(slot)}"
-            )
-        return slot, slot.model
+            raise NotFound(f"{told} not loaded{_why(slot)}")
+        raise NotReady(f"{told} {slot.state.value}{_why(slot)}")
 
     def ready(self) -> bool:
         """Whether the start is over and something answers.
@@ -221,10 +245,14 @@ class Repository:
                     model.close()
 
 
-def no_version(name: str, version: str, known: Iterable[int]) -> NotFound:
+def no_version(name: str, version: str, known: Iterable[int], whose: str = "") -> NotFound:
     """The failure of asking for a version that is not there."""
-    told = ", ".join(str(number) for number in sorted(known))
-    return NotFound(f"model {name!r} has no version {version[:MAX_TOLD]!r}; known: {told}")
+    told = f"{version[:MAX_TOLD]!r}{whose}"
+    return NotFound(f"model {name!r} has no version {told}; known: {_numbers(known)}")
+
+
+def _numbers(versions: Iterable[int]) -> str:
+    return ", ".join(str(number) for number in sorted(versions))
 
 
 def _why(slot: Slot) -> str:

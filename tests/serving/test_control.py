@@ -205,6 +205,26 @@ def test_a_new_version_that_fails_leaves_the_older_one(start: Start, folder: Pat
     assert version_that_answers(server) == "1"
     assert index(server)["digits-test", "2"][0] == "UNAVAILABLE"
     assert server.json("GET", "/v2/health/ready")[0] == 200
+    assert "nonetheless" not in told["error"]
+
+
+def test_what_loads_beside_a_version_that_fails_is_told(start: Start, folder: Path) -> None:
+    make_bundle(folder / "digits-test" / "2", admitted=False)
+    make_bundle(folder / "digits-test" / "3")
+    server = start(folder, "--control-port", "0")
+    fault = index(server)["digits-test", "2"][1]
+    for _ in range(2):  # also what was unloaded already keeps its fault
+        assert change(server, "unload")[0] == 200
+        reasons = {version: reason for (_, version), (_, reason) in index(server).items()}
+        assert reasons == {
+            "1": "unloaded by request",
+            "2": f"unloaded by request; it had failed: {fault}",
+            "3": "unloaded by request",
+        }
+    status, told = change(server, "load")
+    assert status == 400 and "loaded nonetheless: 1, 3; serving now: 1, 3" in told["error"]
+    assert version_that_answers(server) == "3"
+    assert index(server)["digits-test", "2"] == ("UNAVAILABLE", fault)
 
 
 def test_what_is_not_there_cannot_be_loaded(start: Start, folder: Path) -> None:
@@ -231,6 +251,10 @@ def test_unloading_and_loading_again(start: Start, folder: Path) -> None:
     server = start(folder, "--control-port", "0")
     make_bundle(folder / "digits-test" / "2", digits_graph(seed=2))
     assert change(server, "load")[0] == 200
+    path = "/v2/repository/models/digits-test/unload"
+    status, told = operator(server).json("POST", path, {"version": "2"})
+    assert status == 400 and "field 'version'; put it under 'parameters'" in told["error"]
+    assert version_that_answers(server) == "2"
     assert change(server, "unload", version="2")[0] == 200
     assert version_that_answers(server) == "1"  # a rollback in one command
     state, reason = index(server)["digits-test", "2"]
@@ -370,6 +394,25 @@ def test_settings_of_a_model_that_is_not_there(start: Start, folder: Path, tmp_p
     assert "models.digit-test" in server.told() and "did you mean 'digits-test'" in server.told()
 
 
+def test_a_default_version_that_is_not_there(start: Start, folder: Path, tmp_path: Path) -> None:
+    """It is refused; where it may come later, whoever asks meanwhile is told whose version it is."""
+    options = settings(tmp_path, "[models.digits-test]\ndefault_version = 9\n")
+    server = start(folder, *options, wait=False)
+    assert server.process.wait(20) == 2
+    assert "models.digits-test.default_version: expected a version in" in server.told()
+    server = start(folder, *options, "--control-port", "0")
+    assert "default_version: expected a version in" in server.told()
+    status, told = server.json("POST", INFER, ASKED)
+    assert status == 404
+    assert "no version '9' (default_version in the settings); known: 1" in told["error"]
+    make_bundle(folder / "digits-test" / "9")
+    assert change(server, "load")[0] == 200
+    assert version_that_answers(server) == "9"
+    assert change(server, "unload", version="9")[0] == 200
+    status, told = server.json("POST", INFER, ASKED)
+    assert status == 404 and "9 (default_version in the settings) is not loaded" in told["error"]
+
+
 # Following the folder
 
 
@@ -450,6 +493,8 @@ def test_the_control_plane_in_the_form_with_a_repository(start: Start, folder: P
         ({"parameters": []}, 200, ""),
         ({"parameters": [1]}, 400, "object"),
         ([], 400, "the body"),
+        ({"param": {"version": "1"}}, 400, "unknown field 'param', did you mean 'parameters'?"),
+        ({"versoin": "5"}, 400, "unknown field 'versoin', did you mean 'version'?"),
     ],
 )
 def test_nothing_comes_from_elsewhere(control: Live, body: Any, status: int, told: str) -> None:
