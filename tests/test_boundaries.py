@@ -31,7 +31,7 @@ SHARED = ("pipeline", "pipeline.bundle", "pipeline.cli", "pipeline.config")
 """What a serving host has of the training half's package."""
 
 LAYERS = (
-    ("serving.commands", "serve verify inspect bench predict pull key folders"),
+    ("serving.commands", "serve verify inspect bench predict pull key reference folders"),
     ("serving.load", "generator work picture outcome histogram alarm"),
     (
         "serving.client",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -150,6 +151,87 @@ def test_every_setting_says_what_it_means() -> None:
     from stages.commands.settings import reference
 
     assert not [line for line in reference().splitlines() if line.endswith("|  |")]
+
+
+def test_settings_reference_of_the_server_is_up_to_date() -> None:
+    from serving.commands.reference import reference
+
+    assert (ROOT / "docs" / "serving-settings.md").read_text() == reference(), (
+        "run: slipway serve --settings > docs/serving-settings.md"
+    )
+    assert not [line for line in reference().splitlines() if line.endswith("|  |")]
+
+
+DEPLOY = (ROOT / "docs" / "deploy.md").read_text()
+
+
+def deploy_blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", DEPLOY, re.S)
+
+
+def test_deploy_page_names_what_there_is() -> None:
+    from serving.commands.reference import reference
+    from serving.observability.cells import OUTCOMES, STATES
+    from serving.observability.families import FAMILIES
+
+    metrics = set(re.findall(r"\b(slipway_\w+)", DEPLOY))
+    assert metrics and metrics <= {family.full_name for family in FAMILIES}
+    (outcomes,) = re.findall(r'outcome=~"([^"]*)"', DEPLOY)
+    assert set(outcomes.split("|")) <= set(OUTCOMES)
+    assert set(re.findall(r'state="([^"]*)"', DEPLOY)) <= set(STATES)
+    settings = set(re.findall(r"^\| `([^`]*)`", reference(), re.M))
+    sections = {name.partition(".")[0] for name in settings if "." in name}
+    named = set(re.findall(rf"`((?:{'|'.join(sections)})\.\w+)`", DEPLOY))
+    named |= set(re.findall(r"`(\w+_seconds)`", DEPLOY))
+    assert len(named) > 5 and named <= settings
+    protocol = (ROOT / "docs" / "protocol.md").read_text().replace("/M/", "/NAME/")
+    assert all(path in protocol for path in re.findall(r"/v2/[\w/]+", DEPLOY))
+
+
+def test_deploy_page_files_fit_each_other(tmp_path: Path) -> None:
+    """The settings load, each command is understood, and who stops the server waits long enough."""
+    from ruamel.yaml import YAML
+
+    from pipeline.cli import main
+    from serving.config import check_address, load
+
+    file = tmp_path / "server.toml"
+    file.write_text(deploy_blocks("toml")[0])
+    settings = load(file)
+    check_address(settings)
+    leaving = settings.notice_seconds + settings.drain_seconds + 5
+
+    yaml = YAML(typ="safe")
+    yaml.version = (1, 1)  # Kubernetes' own, in which 0440 is octal
+    documents = [part for block in deploy_blocks("yaml") for part in yaml.load_all(block)]
+    deployment, service, _, scrape, rules = documents
+    pod = deployment["spec"]["template"]["spec"]
+    assert pod["terminationGracePeriodSeconds"] > leaving
+    secrets = [volume["secret"] for volume in pod["volumes"] if "secret" in volume]
+    assert [secret["defaultMode"] for secret in secrets] == [0o440, 0o440]
+    (container,) = pod["containers"]
+    assert {port["targetPort"] for port in service["spec"]["ports"]} == {"http", "grpc"}
+    assert [port["containerPort"] for port in container["ports"]] == [
+        settings.http.port,
+        settings.grpc.port,
+    ]
+    assert scrape["scrape_configs"] and len(rules["groups"][0]["rules"]) == 3
+
+    (unit,) = deploy_blocks("ini")
+    assert float(re.findall(r"^TimeoutStopSec=(.*)", unit, re.M)[0]) > leaving
+    (started,) = re.findall(r"^ExecStart=\S*/slipway (.*)", unit, re.M)
+    (image,) = deploy_blocks("dockerfile")
+    (in_image,) = re.findall(r"^CMD (\[.*\])", image, re.M)
+    assert f"USER {pod['securityContext']['runAsUser']}\n" in image
+    for arguments in (
+        started.split(),
+        json.loads(in_image),
+        container["args"],
+        pod["initContainers"][0]["args"],
+    ):
+        with main.make_context("slipway", list(arguments)) as context:
+            command = main.get_command(context, arguments[0])  # type: ignore[attr-defined]
+            command.make_context(arguments[0], list(arguments[1:]), parent=context)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import click
 
 from pipeline.config import ConfigError, build
 from serving.commands.folders import fail, resolve_bundle
+from serving.commands.reference import OPTIONS, reference
 from serving.config import Settings, load
 
 
@@ -79,7 +80,15 @@ class Workers(click.ParamType[int | str]):
 @click.option(
     "--config",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="TOML file with any setting of serving/config.py; options win over it.",
+    help="TOML file with any of --settings; options win over it.",
+)
+@click.option(
+    "--settings",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=lambda ctx, param, wanted: _list_settings(ctx) if wanted else None,
+    help="List every setting of a --config file, as Markdown, and exit.",
 )
 def command(path: str, config: Path | None, **options: Any) -> None:
     """Serve the bundle or repository at PATH over the Open Inference Protocol V2.
@@ -104,6 +113,11 @@ def command(path: str, config: Path | None, **options: Any) -> None:
         fail(error)
 
 
+def _list_settings(ctx: click.Context) -> None:
+    click.echo(reference(), nl=False)
+    ctx.exit()
+
+
 def _damage(folder: Path) -> object:
     """What is wrong with the bundle that could not be served anyway: worth more than a busy port."""
     from pipeline.bundle.manifest import MANIFEST, BundleError, read
@@ -118,29 +132,10 @@ def _damage(folder: Path) -> object:
 
 def with_options(settings: Settings, options: dict[str, Any]) -> Settings:
     """The settings with every option that was given put in its place."""
-    places = {
-        "host": ("http", "host"),
-        "port": ("http", "port"),
-        "insecure_public": ("http", "insecure_public"),
-        "grpc_port": ("grpc", "port"),
-        "grpc": ("grpc", "enabled"),
-        "access_log": ("http", "access_log"),
-        "control_port": ("control", "port"),
-        "control_grpc_port": ("control", "grpc_port"),
-        "keys": ("access", "keys_file"),
-        "tls_cert": ("tls", "certificate"),
-        "tls_key": ("tls", "key"),
-        "tls_client_ca": ("tls", "client_ca"),
-        "provider": ("runtime", "provider"),
-        "workers": (None, "workers"),
-        "threads": ("runtime", "intra_threads"),
-        "drain": (None, "drain_seconds"),
-        "notice": (None, "notice_seconds"),
-    }
     # Only what was said: a model's limits are those it names, the rest is as for all.
     values = settings.model_dump(exclude_unset=True)
     for option, value in options.items():
         if value is not None:
-            section, key = places[option]
+            section, key = OPTIONS[option]
             (values.setdefault(section, {}) if section else values)[key] = value
     return build(Settings, values, "settings")

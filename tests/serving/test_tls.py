@@ -5,11 +5,13 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import shutil
 import socket
 import ssl
 import subprocess
 import sys
+import textwrap
 import time
 import urllib.request
 import warnings
@@ -261,6 +263,24 @@ def test_idle_clients_do_not_hold_up_the_end(
 
 def test_clients_are_known_by_their_certificate(mutual: Live, authority: Authority) -> None:
     assert ask(mutual, trusting(authority, authority.client("known"))) == 200
+
+
+def test_the_probe_of_the_page_on_deploying_asks_from_within(
+    mutual: Live, authority: Authority
+) -> None:
+    page = (ROOT / "docs" / "deploy.md").read_text()
+    (block,) = re.findall(r"^ +- \|\n(.*?)^  periodSeconds", page, re.S | re.M)
+    program = textwrap.dedent(block).replace(":8000", f":{mutual.port}")
+    client = authority.client("probe")
+    for shown, place in (
+        ("/etc/slipway/tls/ca.crt", authority.certificate),
+        ("/etc/slipway/probe/tls.crt", client.certificate),
+        ("/etc/slipway/probe/tls.key", client.key),
+    ):
+        program = program.replace(shown, str(place))
+    for text, code in ((program, 0), (program.replace("/ready", "/none"), 1)):
+        done = subprocess.run([sys.executable, "-c", text], capture_output=True, timeout=20)
+        assert done.returncode == code, done.stderr
 
 
 def test_clients_without_a_certificate_are_refused(mutual: Live, authority: Authority) -> None:
