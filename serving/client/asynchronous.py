@@ -26,6 +26,7 @@ from serving.client.errors import (
     Overloaded,
     ServerError,
     Unreachable,
+    no_handshake,
     reason,
 )
 from serving.client.reading import AnswerReader, Malformed, Reply
@@ -342,9 +343,8 @@ async def connect(address: Address, answer_bytes: int) -> AsyncConnection:
             ssl=address.tls,
             server_hostname=address.host if address.tls else None,
         )
-    except ssl.SSLCertVerificationError as error:
-        told = f"{where}: its certificate is not trusted: {error.verify_message}"
-        raise Unreachable(told, permanent=True) from None
+    except ssl.SSLError as error:
+        raise no_handshake(where, error) from None
     except TimeoutError as error:  # the system's, not the call's
         raise Unreachable(f"{where}: {reason(error)}") from None
     except (OSError, UnicodeError) as error:

@@ -28,6 +28,7 @@ from serving.client.errors import (
     Overloaded,
     ServerError,
     Unreachable,
+    no_handshake,
     reason,
 )
 from serving.client.reading import AnswerReader, Malformed, Reply
@@ -360,10 +361,9 @@ def connect(address: Address, deadline: float, answer_bytes: int) -> Connection:
         except TimeoutError:
             sock.close()
             raise
-        except ssl.SSLCertVerificationError as error:
+        except ssl.SSLError as error:
             sock.close()
-            told = f"{where}: its certificate is not trusted: {error.verify_message}"
-            raise Unreachable(told, permanent=True) from None
+            raise no_handshake(where, error) from None
         except OSError as error:
             sock.close()
             last = error

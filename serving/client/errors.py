@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import ssl
 
 
 class ClientError(Exception):
@@ -69,9 +70,29 @@ class Unreachable(ClientError):
         self.sent, self.stale, self.permanent = sent, stale, permanent
 
 
+NO_TLS = {"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG", "HTTP_REQUEST"}
+"""What OpenSSL, by its version, calls an answer that is no TLS."""
+
+
+def no_handshake(where: str, error: ssl.SSLError) -> Unreachable:
+    """No TLS was agreed on with a server that accepted the connection."""
+    lasting = isinstance(error, ssl.SSLCertVerificationError) or error.reason in NO_TLS
+    return Unreachable(f"{where}: {reason(error)}", permanent=lasting)
+
+
 def reason(error: BaseException) -> str:
     """Why a socket failed, in the system's words: event loops put their own in front."""
+    if isinstance(error, ssl.SSLError):  # whose numbers are not the system's
+        return _tls_reason(error)
     number = getattr(error, "errno", None)
     if isinstance(number, int) and number > 0 and type(error).__name__ != "gaierror":
         return os.strerror(number)
     return str(getattr(error, "strerror", None) or error)
+
+
+def _tls_reason(error: ssl.SSLError) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not trusted: {error.verify_message}"
+    if error.reason in NO_TLS:
+        return "the server does not speak TLS: use http://, or start it with --tls-cert, --tls-key"
+    return f"TLS failed: {(error.reason or str(error)).replace('_', ' ').lower()}"

@@ -55,6 +55,15 @@ def client(request: pytest.FixtureRequest, server: Live) -> Iterator[Any]:
     client.close()
 
 
+@pytest.mark.parametrize("kind", [Client, Awaited])
+def test_https_to_a_server_without_tls_is_told(kind: Any, server: Live) -> None:
+    client = kind(f"https://127.0.0.1:{server.port}")
+    with pytest.raises(Unreachable, match="does not speak TLS: use http://") as failure:
+        client.infer("digits-test", {"image": digits_rows(1)})
+    client.close()
+    assert failure.value.tries == 1
+
+
 def test_infer(client: Any) -> None:
     rows = digits_rows(3)
     answer = client.infer("digits-test", {"image": rows}, version=1, request_id="mine")

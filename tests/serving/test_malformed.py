@@ -271,6 +271,10 @@ def frames() -> Iterator[Case]:
     yield "raw-short", "POST", INFER, b"123", {LENGTH: "0"}, 400, ("'image'", "64", "3")
     yield "raw-empty", "POST", INFER, b"", {LENGTH: "0"}, 400, ("'image'", "64", "0")
     yield "raw-uneven", "POST", SERIES, b"12345", {LENGTH: "0"}, 400, ("'values'", "5")
+    octets = {"Content-Type": "application/octet-stream"}
+    told = ("not JSON", "for raw bytes send Inference-Header-Content-Length: 0")
+    yield "raw-no-header", "POST", INFER, b"\7" * 64, octets, 400, told
+    yield "raw-no-header-long", "POST", INFER, b"\7" * (300 << 10), octets, 400, told[1:]
     yield "raw-many", "POST", TYPES, b"1", {LENGTH: "0"}, 400, ("'in_bool'", "one input")
 
 
@@ -280,7 +284,14 @@ def files() -> Iterator[Case]:
         ("text", b"hello", {}, "", 400, ("not a readable picture",)),
         ("png-head", b"\x89PNG\r\n\x1a\n", {"Content-Type": "image/png"}, "", 400, ("picture",)),
         ("svg", b"<svg/>", {"Content-Type": "image/svg+xml"}, "", 400, ("picture",)),
-        ("multipart", b"x", {"Content-Type": "multipart/form-data"}, "", 415, ("multipart",)),
+        (
+            "multipart",
+            b"x",
+            {"Content-Type": "multipart/form-data"},
+            "",
+            415,
+            ("multipart", "--data-binary"),
+        ),
         ("json", b"{}", {"Content-Type": "application/json"}, "", 415, ("application/json",)),
         ("pickle", b"x", {"Content-Type": "application/x-pickle"}, "", 415, ("pickle",)),
         ("invert-maybe", b"x", {}, "?invert=maybe", 400, ("invert", "maybe")),

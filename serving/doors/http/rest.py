@@ -346,7 +346,12 @@ class Rest:
             length = request.headers.get(HEADER_LENGTH, "")
             if codec_json.is_raw(length):
                 return codec_json.decode_raw(request.body, self._plane.inputs(name, number))
-            return self._reader(contract).read(request.body, length)
+            try:
+                return self._reader(contract).read(request.body, length)
+            except errors.InvalidRequest as error:
+                if hint := _raw_hint(request):
+                    raise errors.InvalidRequest(f"{error}{hint}") from None
+                raise
 
         def done(asked: InferRequest, answer: InferResponse | errors.ServingError) -> None:
             try:
@@ -366,7 +371,7 @@ class Rest:
             if len(request.body) > TEXT_BYTES:
                 length = request.headers.get(HEADER_LENGTH, "")
                 if self._is_long(name, number, len(request.body), length):
-                    return self._read_apart(name, number, request.body, length, done, reply, call)
+                    return self._read_apart(name, number, request, length, done, reply, call)
             return self._plane.submit(name, number, read, done, call)
         except Exception as error:
             call.failed(error)
@@ -384,7 +389,7 @@ class Rest:
         self,
         name: str,
         number: str | None,
-        body: bytes,
+        request: Request,
         length: str,
         done: Callable[[InferRequest, InferResponse | errors.ServingError], None],
         reply: Reply,
@@ -401,9 +406,11 @@ class Rest:
         def fail(error: BaseException) -> None:
             if isinstance(error, Exception):
                 call.failed(error)
+            if hint and isinstance(error, errors.InvalidRequest):
+                error = errors.InvalidRequest(f"{error}{hint}")
             reply(failed(error))
 
-        bodies = [body]
+        bodies, hint = [request.body], _raw_hint(request)
         work = asyncio.get_running_loop().run_in_executor(
             self._long, lambda: codec_json.decode(bodies[0], length, check, self._json_bytes)
         )
@@ -540,6 +547,15 @@ def _spec(spec: TensorSpec) -> dict[str, Any]:
     return {"name": spec.name, "datatype": spec.datatype, "shape": spec.shape}
 
 
+def _raw_hint(request: Request) -> str:
+    """What to add to a refusal where raw bytes were sent without the header that says so."""
+    if HEADER_LENGTH in request.headers or request.body[:64].lstrip().startswith(b"{"):
+        return ""
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != BINARY:
+        return ""
+    return "; for raw bytes send Inference-Header-Content-Length: 0"
+
+
 def _check_type(
     request: Request, known: tuple[str, ...], expected: str, prefixes: tuple[str, ...] = ()
 ) -> None:
@@ -548,7 +564,9 @@ def _check_type(
         return
     sent = sent.partition(";")[0].strip().lower()
     if sent not in known and not sent.startswith(prefixes):
-        raise errors.UnsupportedMedia(f"Content-Type: expected {expected}, got {sent[:80]!r}")
+        multipart = sent.startswith("multipart/")
+        hint = "; send the file itself, as curl --data-binary @FILE does" if multipart else ""
+        raise errors.UnsupportedMedia(f"Content-Type: expected {expected}, got {sent[:80]!r}{hint}")
 
 
 def _invert(query: str) -> bool:
