@@ -251,6 +251,16 @@ def test_golden_rows_are_asked_and_checked(bundle: Path, start: Callable[..., Li
     assert "WRONG" in outcome.told()
 
 
+def test_idle_connections_that_are_closed_are_no_errors(
+    bundle: Path, start: Callable[..., Live], tmp_path: Path
+) -> None:
+    settings = tmp_path / "serve.toml"
+    settings.write_text("[http]\nidle_seconds = 0.3\n")
+    live = start(bundle, "--config", str(settings))
+    outcome = loaded(f"http://127.0.0.1:{live.port}", Plan(8, 1.5, 0.0, rate=20))
+    assert outcome.asked and outcome.lost == 0 and not outcome.errors
+
+
 def test_invented_inputs_fit_the_model(repository: Path, server_url: str) -> None:
     with Client(server_url) as client:
         for name, shapes in (("types", {}), ("series", {}), ("series", {"values": [3]})):
