@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, Protocol, TypeVar
 
+from serving.errors import Overloaded
+
 Made = TypeVar("Made")
+
+MAX_LONG = 64
+"""Long requests that may wait for a thread; they are held meanwhile."""
 
 
 class Cancellable(Protocol):
@@ -53,3 +59,31 @@ class Apart(Generic[Made]):
             self._next = self._then(work.result())
         except Exception as error:  # nobody above would hear of it, the client least of all
             self._failed(error)
+
+
+class LongReader:
+    """A thread that reads long requests, one after the other, and takes turns with the event loop."""
+
+    def __init__(self, name: str) -> None:
+        self._thread = ThreadPoolExecutor(1, name)
+        self._waiting = 0
+
+    def read(
+        self,
+        work: Callable[[], Made],
+        then: Callable[[Made], Cancellable | None],
+        failed: Callable[[BaseException], None],
+    ) -> Apart[Made]:
+        """Have `work` done there. Raises `Overloaded` where too many wait already."""
+        if self._waiting >= MAX_LONG:
+            raise Overloaded(f"{self._waiting} long requests wait to be read")
+        held = [work]
+        future = asyncio.get_running_loop().run_in_executor(self._thread, lambda: held[0]())
+        self._waiting += 1
+
+        def over(_: object) -> None:
+            self._waiting -= 1
+            held.clear()  # one that was called off stays in the thread's queue until its turn
+
+        future.add_done_callback(over)
+        return Apart(future, then, failed)

@@ -313,7 +313,7 @@ def test_texts_are_held_against_their_shape_and_their_limit(echo: Rest) -> None:
 
 def test_too_much_json_is_refused_before_it_waits_to_be_read(echo: Rest) -> None:
     busy = threading.Event()
-    work = echo._long.submit(busy.wait, 20)
+    work = echo._long._thread.submit(busy.wait, 20)
     try:
         refused = answer_of(echo, b" " * ((1 << 20) + 1), {})
         assert refused.status == 413 and not work.done()

@@ -99,7 +99,7 @@ def test_only_long_messages_that_are_not_raw_are_read_in_a_thread(bundle: Path) 
 
     async def scenario() -> None:
         async with served(bundle) as (server, channel, _), asyncio.timeout(20):
-            infer, threads = channel.unary_unary(INFER), server._inference._long._threads
+            infer, threads = channel.unary_unary(INFER), server._inference._long._thread._threads
             for payload, apart in ((typed, False), (DIGITS + more, False), (more + typed, True)):
                 assert await infer(payload)
                 assert bool(threads) is apart

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
@@ -19,15 +18,12 @@ from serving.dataplane import DataPlane
 from serving.doors.grpc.calls import Calls, Cancellable, Reply, Unary, given_up
 from serving.doors.grpc.core import Incoming
 from serving.doors.grpc.status import NAMES, OK, told
-from serving.doors.offload import Apart
+from serving.doors.offload import LongReader
 from serving.observability.call import Call
 from serving.observability.cells import GRPC
 from serving.proto.inference import INFERENCE
 from serving.protocol import InferRequest, InferResponse
 from serving.telemetry import log
-
-MAX_LONG = 64
-"""Long messages that may wait to be read; they are held meanwhile."""
 
 Done = Callable[[InferRequest, InferResponse | errors.ServingError], None]
 
@@ -47,8 +43,7 @@ class Inference:
         self._calls = calls
         self._pipelined = pipelined
         self._reader = Reader()
-        self._long = ThreadPoolExecutor(1, "protobuf")
-        self._reading = 0
+        self._long = LongReader("protobuf")
         self.leaving = asyncio.Event()
         self.closed = asyncio.Event()
         self.late = 0
@@ -88,8 +83,6 @@ class Inference:
         """Have many typed values read in a thread, in which it takes turns with the event loop."""
         model, version = model_of(payload)
         check = self._plane.check(model, version, call)
-        if self._reading >= MAX_LONG:
-            raise errors.Overloaded(f"{self._reading} long messages wait to be read")
 
         def then(asked: InferRequest) -> Cancellable:
             return self._plane.submit(model, version, lambda contract: asked, done, call)
@@ -98,13 +91,7 @@ class Inference:
             if isinstance(error, Exception):
                 reply(error)
 
-        work = asyncio.get_running_loop().run_in_executor(self._long, _read, payload, check)
-        self._reading += 1
-        work.add_done_callback(self._was_read)
-        return Apart(work, then, fail)
-
-    def _was_read(self, work: object) -> None:
-        self._reading -= 1
+        return self._long.read(lambda: _read(payload, check), then, fail)
 
     async def _answer(self, payload: bytes, call: Call) -> bytes:
         """The same as something to await. Cancelled, it leaves the queue."""

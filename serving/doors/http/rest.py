@@ -23,7 +23,7 @@ from serving.codecs.long_lists import LONG_BYTES
 from serving.codecs.tensor_head import Check
 from serving.dataplane import DataPlane
 from serving.doors.http.manual import Manual, policy
-from serving.doors.offload import Apart, Cancellable
+from serving.doors.offload import Apart, Cancellable, LongReader
 from serving.inference.contract import Contract
 from serving.models.control import CLOSED, Control
 from serving.observability import exposition, statistics
@@ -72,9 +72,6 @@ INFER_TYPES = ("", JSON, BINARY, "text/json", CURL_DEFAULT)
 FILE_TYPES = ("", BINARY, CURL_DEFAULT)
 MAX_ROUTES, MAX_PATH = 1024, 512
 """Paths whose routes are remembered, and characters of one that is."""
-
-MAX_LONG = 64
-"""Requests with long JSON, or many texts, that may wait to be read."""
 
 TEXT_BYTES = 32 << 10
 """Bytes of a body that may hold texts and is read at once: up to 8 thousand, in a millisecond or two."""
@@ -149,8 +146,7 @@ class Rest:
         self._control = control
         self._json_bytes = json_bytes
         self._routes: dict[str, tuple[str, Route]] = {}
-        self._long = ThreadPoolExecutor(1, "json")
-        self._reading = 0
+        self._long = LongReader("json")
         self._writers = ThreadPoolExecutor(1, "answers")
         self._unwritten = 0
         self._readers: WeakKeyDictionary[Contract, json_templates.Reader] = WeakKeyDictionary()
@@ -397,8 +393,6 @@ class Rest:
     ) -> Cancellable:
         """Have much JSON or text read in a thread, in which it takes turns with the event loop."""
         check = self._plane.check(name, number, call)
-        if self._reading >= MAX_LONG:
-            raise errors.Overloaded(f"{self._reading} long requests wait to be read")
 
         def then(asked: InferRequest) -> Cancellable:
             return self._plane.submit(name, number, lambda contract: asked, done, call)
@@ -410,18 +404,10 @@ class Rest:
                 error = errors.InvalidRequest(f"{error}{hint}")
             reply(failed(error))
 
-        bodies, hint = [request.body], _raw_hint(request)
-        work = asyncio.get_running_loop().run_in_executor(
-            self._long, lambda: codec_json.decode(bodies[0], length, check, self._json_bytes)
+        body, hint = request.body, _raw_hint(request)
+        return self._long.read(
+            lambda: codec_json.decode(body, length, check, self._json_bytes), then, fail
         )
-        self._reading += 1
-
-        def read(work: object) -> None:
-            self._reading -= 1
-            bodies.clear()  # one that was called off stays in the thread's queue until its turn
-
-        work.add_done_callback(read)
-        return Apart(work, then, fail)
 
     def _tell_apart(
         self, asked: InferRequest, answer: InferResponse, reply: Reply, call: Call
