@@ -136,7 +136,11 @@ class CompressionSettings(Section):
 class BatchSettings(Section):
     """How requests share one run of the model."""
 
-    rows: int = Field(64, ge=1, description="most rows joined into one run")
+    rows: int = Field(
+        512,
+        ge=1,
+        description="most rows joined into one run; more than 64 only of small ones that crowd",
+    )
     request_rows: int = Field(1024, ge=1, description="most rows one request may bring")
     request_texts: int = Field(
         1 << 18, ge=1, description="most texts in one BYTES input of a request, all rows together"
@@ -154,7 +158,7 @@ class BatchSettings(Section):
         6.0,
         ge=0,
         description="milliseconds that a batch may hold up the event loop, a twelfth of them where "
-        "another full one waits; one that will take longer runs in a thread, and what comes in "
+        "another good one waits; one that will take longer runs in a thread, and what comes in "
         "meanwhile gathers",
     )
 

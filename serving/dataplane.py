@@ -16,7 +16,7 @@ from pipeline.bundle.tensors import BY_NUMPY
 from serving.config import ALL, Versions
 from serving.errors import NotReady, ServingError
 from serving.inference import prediction
-from serving.inference.batching import Entry
+from serving.inference.batching import Entry, good_rows
 from serving.inference.contract import Contract
 from serving.inference.model import Model
 from serving.inference.runtime import runtime_version
@@ -147,7 +147,7 @@ class DataPlane:
             "batch_output": [],
             "optimization": {"priority": "PRIORITY_DEFAULT"},
             "dynamic_batching": {
-                "preferred_batch_size": [settings.batching.rows],
+                "preferred_batch_size": [good_rows(settings.batching)],
                 "max_queue_delay_microseconds": 0,
                 "preserve_ordering": False,
                 "priority_levels": MAX_PRIORITY,

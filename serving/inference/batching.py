@@ -2,7 +2,7 @@
 
 Nothing ever waits for company. What one poll of the sockets delivered is joined, or, where a
 thread runs the model, what gathered while it was busy. Such a thread is handed its next batch
-before it is done with one, once there is a full one: under load the way to the event loop and back
+before it is done with one, once there is a good one: under load the way to the event loop and back
 would leave it idle just when there is most to do.
 """
 
@@ -49,11 +49,14 @@ MAX_COSTS = 256
 RISE = 1.25
 """How much dearer a row can be found at each run."""
 
+GOOD = 64
+"""Rows from which on a row gets hardly cheaper for running beside more."""
+
 SHORTER = 1 / 12
-"""Of the time that a batch may hold up the loop, what is left of it while another full one waits."""
+"""Of the time that a batch may hold up the loop, what is left of it while another good one waits."""
 
 WORTHWHILE = 1 / 4
-"""Of a full batch, what must fit into the loop's time for a batch to be cut to that."""
+"""Of a good batch, what must fit into the loop's time for a batch to be cut to that."""
 
 
 class Waiting(Protocol):
@@ -155,6 +158,11 @@ class _Place(asyncio.Future[Arrays]):
         return super().cancel(msg)
 
 
+def good_rows(settings: BatchSettings) -> int:
+    """Rows of the batch that is worth handing over before it is larger still."""
+    return min(settings.rows, GOOD)
+
+
 class RowCost:
     """Seconds that a row takes, by the signature of its batch: long texts take longer than short.
 
@@ -195,6 +203,7 @@ class Batcher:
     ) -> None:
         self._run = run
         self._settings = settings
+        self._good = good_rows(settings)
         self._executor = executor
         self._cost = RowCost(row_seconds)
         self.meter: Meter | None = None
@@ -320,11 +329,12 @@ class Batcher:
             loop.call_soon(self._flush, loop)
 
     def _flush(self, loop: asyncio.AbstractEventLoop) -> None:
-        batch = self._take(self._most())
+        crowded = self._rows >= 2 * self._good
+        batch = self._take(self._most(crowded))
         if not batch:
             self._scheduled = False
         elif self._executor is None or not self._is_slow(
-            batch[0].signature, sum([entry.rows for entry in batch])
+            batch[0].signature, sum([entry.rows for entry in batch]), crowded
         ):
             self._done_with(batch, self._timed, batch)
             self._scheduled = False
@@ -333,30 +343,31 @@ class Batcher:
             self._hand_over(loop, self._executor, batch)
             self._go_ahead(loop)
 
-    def _most(self) -> int:
-        """Rows to run next: a full batch, or what the loop has time for, if that is nearly one."""
-        full = self._settings.rows
+    def _most(self, crowded: bool) -> int:
+        """Rows to run next: a good batch, or what the loop has time for, if that is nearly one.
+
+        Of small rows that crowd before a thread, as many as the loop would have had time for: the
+        thread waits for the interpreter after each run, so runs of a millisecond would idle it.
+        """
         if self._rows <= 1 or self._executor is None:
-            return full
-        cost = self._cost.of(self._waiting[0].signature)
-        if full * cost * 1000 <= self._settings.slow_ms:
-            return full
-        fitting = int(self._settings.slow_ms / (1000 * cost))
-        behind = self._rows - fitting >= full
-        return full if behind or fitting < WORTHWHILE * full else fitting
+            return self._settings.rows
+        signature = self._waiting[0].signature
+        fitting = int(self._settings.slow_ms / (1000 * self._cost.of(signature) or inf))
+        if not crowded:
+            return fitting if WORTHWHILE * self._good <= fitting < self._good else self._good
+        if self._is_slow(signature, self._good, crowded):
+            return min(self._settings.rows, max(self._good, fitting))
+        return self._good
 
     def _go_ahead(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Hand the thread its next batch early, if it would be no fuller for waiting.
+        """Hand the thread its next batch early, once a good one waits.
 
         Not where requests run one by one: there the order counts, and is settled as each begins.
         """
-        full = self._settings.rows
-        if full == 1:
+        if self._good == 1 or self._running != 1 or not self._executor or self._rows < self._good:
             return
-        if self._running != 1 or not self._executor or self._rows < full:
-            return
-        if self._is_slow(self._waiting[0].signature, full):
-            batch = self._take(full, ahead=True)
+        if self._is_slow(self._waiting[0].signature, self._good, crowded=True):
+            batch = self._take(self._most(crowded=True), ahead=True)
             if batch:
                 self._hand_over(loop, self._executor, batch)
 
@@ -376,15 +387,14 @@ class Batcher:
             self._running += 1
             work.add_done_callback(lambda done: self._finished(loop, batch, done))
 
-    def _is_slow(self, signature: Hashable, rows: int) -> bool:
+    def _is_slow(self, signature: Hashable, rows: int, crowded: bool) -> bool:
         """Whether running so many rows would hold up the loop for longer than it may.
 
-        Much shorter where a full batch waits behind: then there is a queue to fill or refuse meanwhile,
-        and the way to the thread costs nothing, as its batches lie ready there.
+        Much shorter where a crowd waits: then there is a queue to fill or refuse meanwhile, and the
+        way to the thread costs nothing, as its batches lie ready there.
         """
-        behind = self._rows >= self._settings.rows
         milliseconds = 1000 * rows * self._cost.of(signature)
-        return milliseconds > self._settings.slow_ms * (SHORTER if behind else 1)
+        return milliseconds > self._settings.slow_ms * (SHORTER if crowded else 1)
 
     def _begun(self, batch: list[Entry]) -> Timed:
         """In the thread: run for those who have not given up since the batch was handed over."""

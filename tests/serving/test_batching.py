@@ -268,6 +268,30 @@ def test_a_batch_a_little_too_long_is_cut_unless_a_queue_waits(
         assert runs[0] == (16, False)
 
 
+@pytest.mark.parametrize(("most", "first"), [(512, 200), (100, 100)])
+def test_a_crowd_of_small_rows_runs_in_long_batches(most: int, first: int) -> None:
+    """Of 20 ms at most, where a good batch takes 6.4: a thread waits for its turn after every run."""
+    runs: list[tuple[int, bool]] = []
+
+    def run(arrays: Arrays) -> Arrays:
+        rows = len(arrays["x"])
+        runs.append((rows, threading.current_thread() is threading.main_thread()))
+        time.sleep(rows * 0.0001)
+        return double(arrays)
+
+    async def everyone() -> None:
+        executor = ThreadPoolExecutor(1)
+        settings = BatchSettings(rows=most, slow_ms=20)
+        batcher = Batcher(run, settings, executor, row_seconds=0.0001)
+        one = {"x": np.ones((1, 1), np.int64)}
+        await asyncio.gather(*(batcher.submit(one, 1, ()) for _ in range(300)))
+        executor.shutdown()
+
+    asyncio.run(everyone())
+    assert sum(rows for rows, _ in runs) == 300
+    assert runs[0] == (first, False)
+
+
 def test_a_model_that_got_slow_is_noticed() -> None:
     """What a row takes is measured at every run: the promise of the proof is not believed for ever."""
     on_loop: list[bool] = []
