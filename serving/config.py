@@ -137,7 +137,7 @@ class BatchSettings(Section):
     """How requests share one run of the model."""
 
     rows: int = Field(
-        512,
+        256,
         ge=1,
         description="most rows joined into one run; more than 64 only of small ones that crowd",
     )
