@@ -40,7 +40,7 @@ LAYERS = (
     ("serving", "launch app"),
     (
         "serving.doors.http",
-        "server reader middleware rest compression manual openapi",
+        "server reader middleware rest infer status exchange compression manual openapi",
     ),
     (
         "serving.doors.grpc",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pipeline.cli import main
-from serving.doors.http.rest import Reply, Request, Rest
+from serving.doors.http.exchange import Reply, Request
+from serving.doors.http.rest import Rest
 from serving.doors.offload import Cancellable
 
 KEPT: list[bytes] = []

@@ -10,7 +10,7 @@ from contextlib import suppress
 import uvloop
 
 from serving.config import HttpSettings
-from serving.doors.http.rest import Reply, Request, Response
+from serving.doors.http.exchange import Reply, Request, Response
 from serving.doors.http.server import CROWD, HttpServer
 from serving.observability.access_log import AccessLog
 from serving.observability.accounting import Books

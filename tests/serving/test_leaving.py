@@ -10,8 +10,8 @@ import sys
 import pytest
 
 from serving.config import CompressionSettings, HttpSettings
+from serving.doors.http.exchange import Reply, Request, Response
 from serving.doors.http.middleware import Compressed
-from serving.doors.http.rest import Reply, Request, Response
 from serving.doors.http.server import HttpServer
 from serving.observability.access_log import AccessLog
 from serving.observability.accounting import Books

@@ -10,8 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from serving.config import CompressionSettings, HttpSettings
+from serving.doors.http.exchange import Handler, Reply, Request, Response
 from serving.doors.http.middleware import LOOP_BYTES, Compressed
-from serving.doors.http.rest import Handler, Reply, Request, Response, _awaited
+from serving.doors.http.rest import reply_when_done
 from serving.doors.http.server import HttpServer
 from serving.observability.access_log import AccessLog
 from serving.observability.accounting import Books
@@ -89,7 +90,7 @@ def test_work_that_its_thread_threw_away_is_answered() -> None:
         async def answer() -> Response:
             return await loop.run_in_executor(executor, lambda: Response(200))
 
-        _awaited(answer(), told.set_result)
+        reply_when_done(answer(), told.set_result)
         await asyncio.sleep(0.01)
         executor.shutdown(wait=False, cancel_futures=True)
         gate.set()

@@ -17,7 +17,8 @@ from pipeline.bundle.tensors import BY_PROTOCOL
 from serving.codecs import codec_json, long_lists
 from serving.config import BatchSettings, Settings
 from serving.dataplane import DataPlane
-from serving.doors.http.rest import Request, Response, Rest
+from serving.doors.http.exchange import Request, Response
+from serving.doors.http.rest import Rest
 from serving.errors import BackendFailure, InvalidRequest
 from serving.models.repository import Repository
 from serving.protocol import InferRequest, InferResponse, Tensor
@@ -312,13 +313,19 @@ def test_texts_are_held_against_their_shape_and_their_limit(echo: Rest) -> None:
 
 
 def test_too_much_json_is_refused_before_it_waits_to_be_read(echo: Rest) -> None:
-    busy = threading.Event()
-    work = echo._long._thread.submit(busy.wait, 20)
-    try:
-        refused = answer_of(echo, b" " * ((1 << 20) + 1), {})
-        assert refused.status == 413 and not work.done()
-    finally:
-        busy.set()
+    long, too_long = b" " * (1 << 20), b" " * ((1 << 20) + 1)
+
+    async def ask() -> list[int]:
+        answered: list[int] = []
+        for body in (long, too_long):
+            request = Request("POST", "/v2/models/echo-bytes/infer", body=body)
+            echo(request, lambda answer: answered.append(answer.status))
+        at_once = list(answered)
+        while len(answered) < 2:
+            await asyncio.sleep(0.001)
+        return [*at_once, *answered]
+
+    assert asyncio.run(ask()) == [413, 413, 400]
 
 
 def test_an_operators_json_is_short(echo: Rest) -> None:

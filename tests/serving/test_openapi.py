@@ -20,7 +20,7 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from pipeline.bundle.manifest import Input, Output
 from serving.doors.access import Scope, generated
 from serving.doors.http.openapi import ERRORS
-from serving.doors.http.rest import STATUS
+from serving.doors.http.status import STATUS
 from tests.serving.bundles import digits_graph, make_bundle, make_series_bundle
 from tests.serving.live import Live
 from tests.serving.test_control import change, until

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from serving.codecs import codec_json
 from serving.codecs.json_templates import MAX_KNOWN, Reader
 from serving.config import HttpSettings
+from serving.doors.http.exchange import Request, Response
 from serving.doors.http.reader import Heads, RequestReader
-from serving.doors.http.rest import Request, Response
 from serving.errors import ServingError
 from serving.protocol import InferRequest
 from tests.serving.live import binary, framed

@@ -6,7 +6,7 @@ import asyncio
 import socket
 
 from serving.config import HttpSettings
-from serving.doors.http.rest import Reply, Request, Response
+from serving.doors.http.exchange import Reply, Request, Response
 from serving.doors.http.server import HttpServer
 from serving.observability.access_log import AccessLog
 from serving.observability.accounting import Books

@@ -19,7 +19,8 @@ from serving.doors.http.compression import (
     deflated,
     worthwhile,
 )
-from serving.doors.http.rest import Handler, Reply, Request, Response, failed
+from serving.doors.http.exchange import Handler, Reply, Request, Response
+from serving.doors.http.status import failed
 from serving.doors.offload import Apart, Cancellable
 from serving.errors import Overloaded, ServingError, Unauthenticated, UnsupportedMedia
 from serving.telemetry import log

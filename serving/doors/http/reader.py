@@ -14,7 +14,7 @@ from http import HTTPStatus
 import httptools
 
 from serving.config import HttpSettings
-from serving.doors.http.rest import Request, Response, failure
+from serving.doors.http.exchange import Request, Response, failure
 
 # Given twice, these change where a request ends or what its bytes mean.
 SINGLE_HEADERS = (

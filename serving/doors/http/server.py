@@ -18,8 +18,8 @@ from math import inf
 from typing import Any, cast
 
 from serving.config import HttpSettings
+from serving.doors.http.exchange import Handler, Request, Response, failure
 from serving.doors.http.reader import Guard, Heads, Reading, RequestReader
-from serving.doors.http.rest import Handler, Request, Response, failure
 from serving.doors.offload import Cancellable
 from serving.doors.tls import Certificates
 from serving.observability.accounting import Books
