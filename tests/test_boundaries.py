@@ -40,7 +40,8 @@ LAYERS = (
     ("serving", "launch app"),
     (
         "serving.doors.http",
-        "server reader middleware rest infer status exchange compression manual openapi",
+        "server connection shared answer_head reader middleware rest infer status exchange compression"
+        " manual openapi",
     ),
     (
         "serving.doors.grpc",
