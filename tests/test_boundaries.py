@@ -35,7 +35,8 @@ LAYERS = (
     ("serving.load", "generator work picture outcome histogram alarm"),
     (
         "serving.client",
-        "asynchronous blocking calls answers reading retries address errors",
+        "asynchronous blocking caller sockets transports kept calls answers reading retries address"
+        " errors",
     ),
     ("serving", "launch app"),
     (

@@ -1,4 +1,4 @@
-"""Whether and when a failed call is tried again. Pure: neither clock nor socket.
+"""Whether and when a call is tried again that failed, or was too early. Pure: neither clock nor socket.
 
 Inference is pure, so asking twice harms nobody, and so it is with everything that only reads. What
 changes the server (`load`, `unload`) is tried again only where nothing of it was sent.
@@ -8,10 +8,22 @@ from __future__ import annotations
 
 import random
 
-from serving.client.errors import ClientError, Overloaded, Unreachable
+from serving.client.errors import (
+    ClientError,
+    DeadlineExceeded,
+    NotFound,
+    Overloaded,
+    Unreachable,
+)
 
 FIRST_SECONDS = 0.05
 LONGEST_SECONDS = 2.0
+
+POLL_SECONDS, LONGEST_POLL_SECONDS = 0.05, 1.0
+"""Between the first two looks while waiting for ready, and between later ones at most."""
+
+NOT_YET = (Unreachable, Overloaded, NotFound)
+"""How a server answers that is still coming up, or has no such model yet."""
 
 
 class Retries:
@@ -50,3 +62,21 @@ class Retries:
         if isinstance(failure, Unreachable):
             return not failure.permanent and (self._idempotent or not failure.sent)
         return isinstance(failure, Overloaded) and self._idempotent
+
+
+class Polling:
+    """The looks at a server that is not ready yet, all before `deadline`."""
+
+    def __init__(self, deadline: float) -> None:
+        self.deadline = deadline
+        self._pause = POLL_SECONDS
+
+    def wait(self, failure: ClientError, now: float) -> float:
+        """Seconds until the next look. Raises where waiting mends nothing, or the time is over."""
+        if isinstance(failure, Unreachable) and failure.permanent:
+            raise failure
+        pause = self._pause
+        if now + pause >= self.deadline:
+            raise DeadlineExceeded(f"not ready in time: {failure}") from failure
+        self._pause = min(LONGEST_POLL_SECONDS, pause * 2)
+        return pause
