@@ -67,6 +67,7 @@ def project(finished: Project, tmp_path_factory: pytest.TempPathFactory) -> Proj
         place = project.folder / "path" / "to" / "pictures" / ("cats", "dogs")[number % 2]
         place.mkdir(parents=True, exist_ok=True)
         noise.save(place / f"{number}.jpg")
+    _write_others(project.folder / "path" / "to")
     return project
 
 
@@ -242,8 +243,17 @@ def test_deploy_page_files_fit_each_other(tmp_path: Path) -> None:
 )
 def test_links_lead_somewhere(page: str) -> None:
     text = (ROOT / page).read_text()
-    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
-        assert ((ROOT / page).parent / target).exists(), f"{page}: {target}"
+    for target, heading in re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", text):
+        place = (ROOT / page).parent / target if target else ROOT / page
+        assert place.exists(), f"{page}: {target}"
+        if heading:
+            assert heading in headings(place.read_text()), f"{page}: {target}#{heading}"
+
+
+def headings(text: str) -> set[str]:
+    """What links to a page's headings are called, as GitHub and others make them."""
+    titles = re.findall(r"^#+ (.+)$", text, re.M)
+    return {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
 
 
 @pytest.mark.parametrize(
@@ -271,6 +281,24 @@ def test_adding_page_examples_work(block: str, tmp_path: Path) -> None:
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
+
+
+def _write_others(folder: Path) -> None:
+    """Sounds, texts and a table, few of each."""
+    import numpy as np
+    import soundfile
+
+    draw = np.random.default_rng(0)
+    reviews, houses = ["review,stars"], ["rooms,town,price"]
+    for number in range(40):
+        word, label = (("fine", "good"), ("dull", "bad"))[number % 2]
+        place = folder / "sounds" / label
+        place.mkdir(parents=True, exist_ok=True)
+        soundfile.write(place / f"{number}.wav", draw.normal(0, 0.1, 4000), 8000)
+        reviews.append(f"a {word} film number {number} of many,{label}")
+        houses.append(f"{number % 7},{('Bath', 'York')[number % 2]},{100 + 10.5 * number}")
+    (folder / "reviews.csv").write_text("\n".join(reviews) + "\n")
+    (folder / "houses.csv").write_text("\n".join(houses) + "\n")
 
 
 def _write_idx(folder: Path) -> None:

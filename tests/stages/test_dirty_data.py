@@ -1,6 +1,6 @@
 """Dirty data, kind by kind: the stage refuses it by file or row before anything is trained.
 
-`DIRT` is the list that docs/adding.md gives; each entry spoils a sound set of its kind of data and says
+`DIRT` is the list that docs/own-data.md gives; each entry spoils a sound set of its kind of data and says
 what the message has to name. What was prepared before stays as it was.
 """
 
@@ -29,7 +29,7 @@ from stages import prepare
 from tests.pipeline import test_idx, test_pictures, test_sounds, test_texts
 from tests.project import ROOT
 
-ADDING = ROOT / "docs" / "adding.md"
+OWN_DATA = ROOT / "docs" / "own-data.md"
 Spoil = Callable[[Path], object]
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -501,7 +501,7 @@ def test_without_dirt_it_is_prepared(
 
 
 def test_the_page_names_every_kind_and_no_other() -> None:
-    table = ADDING.read_text().partition("## Dirty data")[2].partition("\n## ")[0]
+    table = OWN_DATA.read_text().partition("## Dirty data")[2].partition("\n## ")[0]
     told = {
         data.strip(): {kind.strip() for kind in kinds.split(";")}
         for data, kinds in re.findall(r"^\| ([a-z]+) \| (.*) \|$", table, re.M)
