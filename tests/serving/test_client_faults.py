@@ -543,6 +543,9 @@ def test_tls_and_key(kind: Any, certificates: Path) -> None:
                 failure, seconds = took(lambda client=client: client.infer("m", ROW))
                 assert isinstance(failure, Unreachable) and "not trusted" in str(failure)
                 assert failure.tries == 1 and seconds < 5
+                # Waiting mends no certificate either.
+                failure, seconds = took(lambda client=client: client.wait_ready("m", timeout=30))
+                assert isinstance(failure, Unreachable) and seconds < 15
 
 
 def test_predict_takes_certificates_and_a_key(
