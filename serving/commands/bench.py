@@ -7,8 +7,7 @@ import json
 import os
 import re
 import signal
-import sys
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -76,6 +75,14 @@ SWEEP = re.compile(r"((?:rate|connections)=)?(\d+(?:\.\d+)?(?:,\d+(?:\.\d+)?)*)"
 @click.option(
     "--patience", default=5.0, show_default=True, help="Seconds for what is under way at the end."
 )
+@click.option(
+    "--allow-failed",
+    default=0.0,
+    show_default=True,
+    metavar="PERCENT",
+    type=click.FloatRange(0, 100),
+    help="Of a stretch's requests: so many may be refused, lost or unanswered. More is exit code 1.",
+)
 @click.option("--json", "json_file", type=click.Path(), help="Write all figures; '-' prints them.")
 @click.option("--picture", "picture_file", type=click.Path(dir_okay=False), help="Draw an SVG.")
 @click.option(
@@ -103,12 +110,15 @@ def command(
     seconds: float,
     warm_up: float,
     patience: float,
+    allow_failed: float,
 ) -> None:
     """Measure MODEL (unnamed: the only one) of the server at URL under load.
 
     Without --rate each connection asks again once it is answered. With it, requests are due at fixed
     times and latency counts from those, so a server that stalls cannot hide it. Ctrl-C ends early
     and prints what there is. An API key is taken from SLIPWAY_API_KEY.
+
+    The exit code is 1 where requests failed, more than --allow-failed of them, or an answer was wrong.
     """
     plan = Plan(connections, seconds, warm_up, rate, arrivals == "poisson", patience)
     points = _points(sweep, plan)
@@ -135,8 +145,19 @@ def command(
     if picture_file:
         drawn = picture.curve(outcomes, what) if points else picture.distribution(outcomes[0], what)
         Path(picture_file).write_text(drawn)
-    if any(outcome.wrong for outcome in outcomes) or not any(o.latencies.count for o in outcomes):
-        sys.exit(1)
+    if complaints := list(_complaints(outcomes, allow_failed)):
+        fail("\n".join(complaints))
+
+
+def _complaints(outcomes: Sequence[Outcome], allowed: float) -> Iterator[str]:
+    """Why a script should not go on after this. `allowed` is in percent of a stretch's requests."""
+    if not any(200 <= status < 300 for outcome in outcomes for status in outcome.statuses):
+        yield "no request got a good answer"
+    for outcome in outcomes:
+        if outcome.failed > outcome.asked * allowed / 100:
+            yield f"{outcome.failures()}, more than --allow-failed {allowed:g} %"
+        if outcome.wrong:
+            yield f"{outcome.wrong} answers differ from the bundle's golden rows"
 
 
 Points = tuple[str, list[float]] | None

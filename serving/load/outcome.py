@@ -53,6 +53,12 @@ class Outcome:
         """Good answers a second."""
         return self.answered / self.seconds if self.seconds else 0.0
 
+    @property
+    def failed(self) -> int:
+        """Requests that got no good answer: refused, lost, or unanswered though nobody stopped it."""
+        unanswered = 0 if self.stopped else self.unanswered
+        return self.refusals.count + self.lost + unanswered
+
     def figures(self) -> dict[str, Any]:
         """Everything, in plain types for JSON. Times are in milliseconds."""
         ms = {f"p{percent:g}": self.latencies.percentile(percent) for percent in PERCENTILES}
@@ -79,6 +85,7 @@ class Outcome:
             "unanswered": self.unanswered,
             "lost": self.lost,
             "wrong": self.wrong,
+            "failed": self.failed,
             "errors": dict(self.errors),
             "sent_bytes": self.sent_bytes,
             "received_bytes": self.received_bytes,
@@ -120,6 +127,14 @@ class Outcome:
         lag = f", {self.lags.percentile(99) * 1e3:.2f} ms late at p99" if self.lags.count else ""
         lines.append(f"generator   {cores:.2f} of a core, {each:.0f} us of CPU a request{lag}")
         return "\n".join(lines)
+
+    def failures(self) -> str:
+        """What `failed` counts, by kind."""
+        statuses = sorted(self.statuses.items())
+        told = [f"{count} answered {status}" for status, count in statuses if status // 100 != 2]
+        told += [f"{self.lost} lost with their connections"] if self.lost else []
+        told += [f"{self.unanswered} unanswered"] if self.unanswered and not self.stopped else []
+        return f"{self.failed} of {self.asked} requests failed ({', '.join(told)})"
 
     def _troubles(self) -> list[str]:
         lines = []

@@ -13,10 +13,11 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from click.testing import Result
 
 from tests.serving.live import ROOT, Live
 from tests.serving.test_commands import slipway
-from tests.serving.unruly import error, says, unruly
+from tests.serving.unruly import Behaviour, after, closes, error, says, unruly
 
 QUICK = ("--seconds", "0.4", "--warm-up", "0.1", "--connections", "4")
 
@@ -125,3 +126,29 @@ def test_a_server_that_refuses_everything_is_a_failure() -> None:
         server.script = [says(200, metadata), says(200, answer)]
         result = slipway("bench", server.url, "m", *QUICK)
         assert result.exit_code == 1 and "503: " in result.stdout
+        assert "no request got a good answer" in result.stderr
+
+
+def test_failed_requests_are_a_failure_unless_allowed(tmp_path: Path) -> None:
+    """A few refused, a few lost with their connections, one left unanswered, all others good."""
+    metadata = b'{"name":"m","inputs":[{"name":"x","datatype":"FP32","shape":[-1,3]}],"outputs":[]}'
+    answer = b'{"model_name":"m","outputs":[]}'
+    told = tmp_path / "a.json"
+    quick = ("--seconds", "0.3", "--warm-up", "0", "--connections", "2", "--patience", "0.3")
+    quick += ("--json", told)
+    good = says(200, answer)
+    with unruly(after(0.005, good)) as server:
+
+        def bench(*behaviours: Behaviour, allowed: str = "0") -> tuple[Result, dict[str, Any]]:
+            server.script = [says(200, metadata), good, *behaviours]
+            result = slipway("bench", server.url, "m", *quick, "--allow-failed", allowed)
+            return result, json.loads(told.read_text())["stretches"][0]
+
+        refused, found = bench(error(503), good, error(503))
+        assert refused.exit_code == 1 and found["failed"] == 2
+        assert f"2 of {found['requests']} requests failed (2 answered 503)" in refused.stderr
+        lost, found = bench(closes, after(5, good))
+        assert lost.exit_code == 1 and found["failed"] == found["lost"] + found["unanswered"] == 2
+        assert "1 lost with their connections, 1 unanswered" in lost.stderr
+        allowed, found = bench(error(503), closes, allowed="50")
+        assert allowed.exit_code == 0 and found["failed"] == 2 and not allowed.stderr
