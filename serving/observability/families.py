@@ -38,7 +38,7 @@ REQUESTS = _counter(
     "slipway_requests",
     "Requests for an answer of a model, by how they ended: success, invalid (the sender's fault), "
     "overloaded (a queue was full), deadline (too late), failed (our fault), cancelled (the client "
-    "left), unready (loading or draining). Empty model: none was found.",
+    "left), unready (loading, draining or failed). Empty model: none was found.",
     "door",
     *MODEL,
     "outcome",
@@ -108,6 +108,33 @@ RESTARTS = _counter("slipway_worker_restarts", "Times a worker was started again
 BUILD = _gauge(
     "slipway_build_info", "1; the versions that run.", "version", "python", "onnxruntime"
 )
+
+VALUES: dict[str, dict[str, str]] = {
+    "door": {
+        "http": "came over HTTP, on the public port or the control plane's",
+        "grpc": "came over gRPC, on either port",
+    },
+    "state": {
+        "loading": "waits for its turn, or its files are read and compared with their digests",
+        "verifying": "its graph is checked and a session is opened",
+        "warming": "its golden rows run, which proves it and warms it up",
+        "ready": "answers",
+        "draining": "answers still, and leaves with the whole server",
+        "unloading": "takes no more requests, and finishes those it has",
+        "unloaded": "served once and was unloaded: by request, by policy or with its folder",
+        "failed": "does not answer: it could not be loaded, failed its self-test, or is quarantined",
+    },
+    "outcome": {
+        "success": "answered by the model",
+        "invalid": "refused: the sender's fault",
+        "overloaded": "refused: a queue was full",
+        "deadline": "ended, or never begun: too late",
+        "failed": "our fault: the model's run failed, or the server did",
+        "cancelled": "the client left before the answer",
+        "unready": "refused: the model is loading or draining, or has failed",
+    },
+}
+"""What each value of a label from a fixed list means; codes are HTTP's and gRPC's own."""
 
 FAMILIES = (
     *(REQUESTS, ROWS, TOTAL, QUEUE, RUN, CODEC, BATCH_ROWS, BATCHES, RUNNING, RECEIVED, SENT),

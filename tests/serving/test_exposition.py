@@ -240,3 +240,9 @@ def test_the_manual_tells_of_every_metric():
         (f.full_name, f.kind, ", ".join(f"`{label}`" for label in f.labels), f.help)
         for f in families.FAMILIES
     ]
+    values = re.findall(r"^\| `(\w+)` \| `(\w+)` \| (.*?) \|$", page, re.M)
+    assert values == [
+        (label, name, meaning)
+        for label, meanings in families.VALUES.items()
+        for name, meaning in meanings.items()
+    ]

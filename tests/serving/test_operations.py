@@ -347,6 +347,12 @@ def test_every_failure_has_an_outcome_and_what_is_unforeseen_is_ours() -> None:
     assert call.outcome == FAILED
 
 
+def test_every_value_of_a_label_is_explained(server: Live) -> None:
+    samples = [one for metric in scrape(server).values() for one in metric.samples]
+    for label, meanings in families.VALUES.items():
+        assert {one.labels[label] for one in samples if label in one.labels} == set(meanings)
+
+
 def test_every_state_has_a_name_in_the_metrics() -> None:
     assert {state.value for state in State} == set(STATES)
 
