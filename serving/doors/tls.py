@@ -19,6 +19,16 @@ EXPIRY_WARNING = timedelta(days=14)
 TOLD_SECONDS = 1.0
 """Refused handshakes are told no more often: strangers cause them."""
 
+MEANINGS = {
+    "PEER_DID_NOT_RETURN_A_CERTIFICATE": "the client sent no certificate; tls.client_ca asks for one",
+    "unable to get local issuer certificate": "no authority in tls.client_ca signed the client's "
+    "certificate",
+    "HTTP_REQUEST": "the client speaks plain HTTP: its address wants https://",
+    "TLSV1_ALERT_UNKNOWN_CA": "the client does not trust the authority of this server's certificate",
+    "UNSUPPORTED_PROTOCOL": "the client knows no TLS newer than 1.1",
+}
+"""Reasons whose names say too little, in the words of whoever has to mend it."""
+
 CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.S)
 PRIVATE_KEY = re.compile(r"-----BEGIN (?:[A-Z]+ )?PRIVATE KEY-----")
 ENCRYPTED_KEY = re.compile(r"-----BEGIN ENCRYPTED PRIVATE KEY-----|^Proc-Type:.*ENCRYPTED", re.M)
@@ -190,7 +200,8 @@ def _tell(error: ssl.SSLError) -> None:
         count, Conversation._untold = Conversation._untold, 0
         Conversation._next_told = now + TOLD_SECONDS
         reason = getattr(error, "verify_message", None) or error.reason or "unknown"
-        log("warning", "TLS handshake refused", reason=reason, count=count)
+        meaning = {"meaning": MEANINGS[reason]} if reason in MEANINGS else {}
+        log("warning", "TLS handshake refused", reason=reason, count=count, door="http", **meaning)
 
 
 def _require_clients(made: ssl.SSLContext, path: Path) -> None:

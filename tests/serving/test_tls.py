@@ -290,6 +290,7 @@ def test_clients_without_a_certificate_are_refused(mutual: Live, authority: Auth
         with pytest.raises((OSError, http.client.HTTPException)):
             ask(mutual, client)
     await_told(mutual, "PEER_DID_NOT_RETURN_A_CERTIFICATE")
+    await_told(mutual, "the client sent no certificate; tls.client_ca asks for one")
 
 
 @pytest.mark.parametrize("kind", ["another authority", "expired", "a server's"])
