@@ -62,6 +62,7 @@ class Server:
     def __init__(self, folder: Path, workers: int) -> None:
         command = [sys.executable, "-m", "pipeline.cli", "serve", str(folder), "--port", "0"]
         command += ["--workers", str(workers), "--no-access-log", "--no-grpc"]
+        command += ["--log-format", "text"]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         assert self.process.stderr
         for line in self.process.stderr:

@@ -31,7 +31,7 @@ class Served:
         ):
             raise click.UsageError(f"{bundle}: not a bundle; `dvc repro` builds bundles/digits-cnn")
         self._command = [sys.executable, "-m", "pipeline.cli", "serve", bundle, "--port", "0"]
-        self._command += options
+        self._command += ["--log-format", "text", *options]
         self.url = ""
         self.seconds_to_ready = 0.0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import os
 import signal
 import socket
@@ -32,7 +33,7 @@ from serving.observability.access_log import AccessLog
 from serving.observability.accounting import Books
 from serving.observability.ledger import Ledger
 from serving.observability.metrics import Metrics
-from serving.telemetry import log
+from serving.telemetry import Records, log
 from serving.workers.channel import Channel
 from serving.workers.scoreboard import Row, Watch
 from serving.workers.worker import Place
@@ -52,6 +53,7 @@ Python's 5 ms at every run took a fifth to a third of an overloaded server's ans
 def work(path: Path, settings: Settings, place: Place) -> int:
     """Serve the bundle or repository at `path` until told to stop; the worker's exit code."""
     sys.setswitchinterval(SWITCH_SECONDS)
+    logging.getLogger().addHandler(Records(logging.WARNING))
     metrics = Metrics(Ledger(place.workers, place.counters), place.worker)
     watch = Watch(place.row, place.quarantined, place.apart)
     repository = Repository(path, settings, metrics, watch, Shelf(place.shelf), place.lineup)
@@ -99,7 +101,7 @@ async def _run(repository: Repository, settings: Settings, place: Place) -> None
         if loading.done():
             loading.result()
             _settle_memory()
-            place.channel.ready(_served(repository))
+            place.channel.ready(_served(repository), _lacking(repository))
             await stop
             plane.leave()
             await asyncio.sleep(settings.notice_seconds)
@@ -218,4 +220,13 @@ def _served(repository: Repository) -> list[dict[str, str | int]]:
         {"name": slot.name, "version": slot.version, "digest": slot.model.bundle.digest}
         for slot in repository.slots()
         if slot.state is State.READY and slot.model
+    ]
+
+
+def _lacking(repository: Repository) -> list[str]:
+    """What keeps a server unready that is told to be strict, a line each."""
+    if not repository.settings.repository.strict_readiness:
+        return []
+    return [
+        f"{s.name} version {s.version} is {s.state.value}: {s.reason}" for s in repository.missing()
     ]

@@ -326,6 +326,11 @@ class RepositorySettings(Section):
         description="seconds between two looks at the folder for new, changed and deleted "
         "versions; 0 looks only when told to load",
     )
+    strict_readiness: bool = Field(
+        False,
+        description="ready only while every version that is to serve does: all that `versions` "
+        "chooses and all loaded by request; without it, as soon as one does",
+    )
 
 
 class ModelSettings(Section):
@@ -403,6 +408,11 @@ class Settings(Section):
     supervision: SupervisionSettings = SupervisionSettings()
     workers: Annotated[int, Field(ge=0, le=256)] | Literal["auto"] = Field(
         1, description="processes that serve; 'auto' or 0: as many as the cores allow"
+    )
+    log_format: Literal["auto", "json", "text"] = Field(
+        "auto",
+        description="standard error: every line JSON; or the start, and why there was none, in "
+        "prose; auto is text on a terminal, JSON elsewhere",
     )
     variant: str = Field("fp32", description="which admitted form of the graph is served")
     finite_inputs: bool = Field(True, description="refuse NaN and infinity in float inputs")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import socket
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 
 from serving.config import Settings, check_address, check_control, is_loopback
 from serving.system.host import fitting_workers, usable_cores, usable_memory
-from serving.system.sockets import StartError, listening, reserved, url
+from serving.system.sockets import StartError, listening, reserved
 from serving.telemetry import log
+from serving.workers.announcement import announce_control
 from serving.workers.supervisor import serve
 from serving.workers.worker import Place
 
@@ -37,11 +37,7 @@ def launch(path: Path, settings: Settings) -> None:
 
     with ExitStack() as stack:
         doors = _doors(settings, count, stack)
-        secure = "s" if settings.tls.certificate else ""
-        for door, scheme in (("control", "http"), ("control_grpc", "grpc")):
-            if door in doors:
-                where = url(doors[door][0], f"{scheme}{secure}")
-                print(f"control: load and unload on {where}", file=sys.stderr, flush=True)
+        announce_control(settings, {door: sockets[0] for door, sockets in doors.items()})
         serve(settings, doors, work)
 
 

@@ -66,7 +66,7 @@ LAYERS = (
     ),
     (
         "serving.workers",
-        "supervisor worker restarts after_fork scoreboard two_phase_commit channel",
+        "supervisor announcement worker stderr restarts after_fork scoreboard two_phase_commit channel",
     ),
     (
         "serving.observability",

@@ -22,6 +22,8 @@ OPTIONS: dict[str, tuple[str | None, str]] = {
     "access_log": ("http", "access_log"),
     "control_port": ("control", "port"),
     "control_grpc_port": ("control", "grpc_port"),
+    "strict_readiness": ("repository", "strict_readiness"),
+    "log_format": (None, "log_format"),
     "keys": ("access", "keys_file"),
     "tls_cert": ("tls", "certificate"),
     "tls_key": ("tls", "key"),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -11,6 +12,9 @@ from pipeline.config import ConfigError, build
 from serving.commands.folders import fail, resolve_bundle
 from serving.commands.reference import OPTIONS, reference
 from serving.config import Settings, load
+
+FAILED, USAGE = 1, 2
+"""Exit codes: the server could not start or go on; the command or its settings are wrong."""
 
 
 class Workers(click.ParamType[int | str]):
@@ -70,6 +74,17 @@ class Workers(click.ParamType[int | str]):
     "--tls-client-ca", metavar="FILE", help="Ask every client for a certificate this CA signed."
 )
 @click.option("--access-log/--no-access-log", default=None, help="A JSON line a request on stdout.")
+@click.option(
+    "--log-format",
+    type=click.Choice(["auto", "json", "text"]),
+    help="Standard error: JSON lines, or how it starts in prose.  [default: text on a terminal]",
+)
+@click.option(
+    "--strict-readiness",
+    is_flag=True,
+    default=None,
+    help="Ready only while every model that is to serve does, not as soon as one does.",
+)
 @click.option("--drain", type=float, metavar="SECONDS", help="Patience at the end.  [default: 10]")
 @click.option(
     "--notice",
@@ -96,21 +111,50 @@ def command(path: str, config: Path | None, **options: Any) -> None:
     PATH is a bundle's folder, a repository NAME/VERSION/ of them, or the bare name of one in
     ./bundles.
     """
-    folder = resolve_bundle(path)
+    from serving.telemetry import speak
+
+    speak(options["log_format"] or "auto")
     try:
-        settings = with_options(load(config) if config else Settings(), options)
-        from serving.errors import ModelRefused
-        from serving.launch import StartError, launch
-    except ConfigError as error:
-        raise click.UsageError(str(error)) from error
+        _serve(path, config, options)
+    except (click.UsageError, ConfigError) as error:
+        _stop(error.message if isinstance(error, click.UsageError) else str(error), USAGE)
+    except ModuleNotFoundError as error:
+        from serving.telemetry import prose
+
+        if prose():
+            raise  # the command's table knows what to install
+        _stop(f"{error}: pip install 'slipway[serve]'", FAILED)
+
+
+def _serve(path: str, config: Path | None, options: dict[str, Any]) -> None:
+    """Serve until told to stop. Raises `click.UsageError`, `ConfigError` or ends the process."""
+    from serving.telemetry import speak
+
+    folder = resolve_bundle(path)
+    settings = with_options(load(config) if config else Settings(), options)
+    speak(settings.log_format)
+    from serving.errors import ModelRefused
+    from serving.launch import StartError, launch
+
     try:
         launch(folder, settings)
-    except ConfigError as error:
-        raise click.UsageError(str(error)) from error
     except StartError as error:
-        fail(_damage(folder) or error)
+        _stop(str(_damage(folder) or error), FAILED)
     except ModelRefused as error:
-        fail(error)
+        _stop(str(error), FAILED)
+
+
+def _stop(message: str, code: int) -> NoReturn:
+    """Say why the server did not start, and leave."""
+    from serving.telemetry import log, prose
+
+    if not prose():
+        for line in message.splitlines():
+            log("error", "the server did not start", reason=line, exit_code=code)
+        sys.exit(code)
+    if code == USAGE:
+        raise click.UsageError(message)
+    fail(message)
 
 
 def _list_settings(ctx: click.Context) -> None:

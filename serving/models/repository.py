@@ -67,7 +67,8 @@ class Repository:
         if not self._slots and not settings.managed:
             raise ModelRefused(
                 f"{path}: neither a bundle (no {MANIFEST}) nor a repository "
-                f"(<name>/<version>/{MANIFEST})"
+                f"(<name>/<version>/{MANIFEST}); to start without a model and load some later, "
+                "give --control-port, or repository.poll_seconds in a --config file"
             )
         for name in settings.models:
             if hint := self._misnamed(name):
@@ -155,6 +156,10 @@ class Repository:
             for version in sorted(self._slots[name]):
                 yield self._slots[name][version]
 
+    def _all(self) -> Iterator[Slot]:
+        """Every version, in no order."""
+        return (slot for versions in self._slots.values() for slot in versions.values())
+
     def names(self) -> list[str]:
         """The models there are, in whatever state."""
         return sorted(self._slots)
@@ -204,13 +209,29 @@ class Repository:
         raise NotReady(f"{told} {slot.state.value}{_why(slot)}")
 
     def ready(self) -> bool:
-        """Whether the start is over and something answers.
+        """Whether the start is over and something answers; strictly, all that is to.
 
-        Neither a version that failed nor one that is being loaded makes the others unready: that
+        Unless the settings are strict, a version that failed does not make the others unready: that
         would take the whole host out of a load balancer for one model. The index says what failed.
         """
-        states = (s.state for versions in self._slots.values() for s in versions.values())
-        return self.started and not self.leaving and State.READY in states
+        if not self.started or self.leaving:
+            return False
+        if not any(slot.state is State.READY for slot in self._all()):
+            return False
+        return not (self.settings.repository.strict_readiness and self.missing())
+
+    def missing(self) -> list[Slot]:
+        """The versions that are to serve, by policy or by request, and do not."""
+        found: list[Slot] = []
+        for name, versions in self._slots.items():
+            policy = self.settings.versions_of(name)
+            order = [n for n in chosen(policy, versions.keys()) if versions[n].asked is not False]
+            lacking = [versions[n] for n in order if versions[n].state is not State.READY]
+            if len(order) - len(lacking) < wanted(policy, len(order)):
+                found += lacking
+            asked = (versions[n] for n in versions.keys() - set(order) if versions[n].asked)
+            found += [slot for slot in asked if slot.state is not State.READY]
+        return found
 
     def index(self, ready_only: bool = False) -> list[IndexEntry]:
         """Every version with its state and the reason, where there is one to tell."""

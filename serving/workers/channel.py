@@ -134,10 +134,13 @@ class Channel:
         self._send({"kind": "loaded", "lineup": lineup})
         return await self._lineup
 
-    def ready(self, models: Sequence[Message]) -> None:
-        """Tell the supervisor what this worker serves, and do from now on what it says."""
+    def ready(self, models: Sequence[Message], missing: Sequence[str] = ()) -> None:
+        """Tell the supervisor what this worker serves, and do from now on what it says.
+
+        `missing` is what keeps it unready all the same, a line each.
+        """
         self._ready.set()
-        self._send({"kind": "ready", "models": list(models)})
+        self._send({"kind": "ready", "models": list(models), "missing": list(missing)})
 
     def failed(self, kind: str, error: str, name: str = "") -> None:
         """Tell the supervisor why this worker cannot work; it ends after that."""

@@ -25,13 +25,15 @@ from serving.config import Settings
 from serving.errors import ModelRefused
 from serving.system.anonymous_files import in_memory, on_disk
 from serving.system.host import memory_kills
-from serving.system.sockets import StartError, url, withdraw
+from serving.system.sockets import StartError, withdraw
 from serving.system.watchdog import STUCK_EXIT
-from serving.telemetry import log
+from serving.telemetry import log, prose
 from serving.workers.after_fork import settle
+from serving.workers.announcement import announce
 from serving.workers.channel import Channel, Closed, Line, Message
 from serving.workers.restarts import Strikes, cause
 from serving.workers.scoreboard import Board
+from serving.workers.stderr import Stderr
 from serving.workers.two_phase_commit import Consent
 from serving.workers.worker import Place, State, Work, Worker
 
@@ -120,6 +122,8 @@ class Supervisor:
         self._wait()
         for worker in self._workers:
             self._listen(worker)
+            if worker.stderr:
+                worker.stderr.pass_on(worker.number)
         self._obey()
         self._reap()
         now = time.monotonic()
@@ -141,6 +145,9 @@ class Supervisor:
         poll.register(self._wake[0], select.POLLIN)
         for line in self._lines().values():
             poll.register(line.sock, select.POLLIN | (select.POLLOUT if line.unsent else 0))
+        for worker in self._workers:
+            if worker.stderr:
+                poll.register(worker.stderr, select.POLLIN)
         now = time.monotonic()
         wake_at = self._tick + TICK_SECONDS
         if self._leave_by is None:
@@ -161,6 +168,7 @@ class Supervisor:
     def _start(self, worker: Worker) -> None:
         """Fork a worker. What fails here is tried again like a death."""
         ours, theirs = socket.socketpair()
+        worker.stderr = None if prose() else Stderr()
         worker.row.wipe()
         for stream in (sys.stdout, sys.stderr):
             stream.flush()  # or its buffer would be written twice
@@ -173,6 +181,7 @@ class Supervisor:
             signal.pthread_sigmask(signal.SIG_SETMASK, held)
             ours.close()
             theirs.close()
+            self._hush(worker)
             log("error", "no worker could be started", worker=worker.number, why=str(error))
             worker.due = time.monotonic() + worker.backoff.delay(0.0, sent=False)
             return
@@ -181,6 +190,8 @@ class Supervisor:
             self._become(worker, theirs, supervisor)
         signal.pthread_sigmask(signal.SIG_SETMASK, held)
         theirs.close()
+        if worker.stderr:
+            worker.stderr.handed_over()
         worker.pid, worker.line, worker.state = pid, Line(ours), State.STARTING
         worker.lives += 1
         worker.looks = self._consent.lineup is None
@@ -192,6 +203,8 @@ class Supervisor:
         code = 1
         channel = Channel(sock)
         try:
+            if worker.stderr:
+                worker.stderr.become()
             settle(supervisor, worker.number, worker.row, HANDLED)
             for end in self._wake:
                 end.close()
@@ -199,6 +212,8 @@ class Supervisor:
                 if other.line:
                     other.line.close()
                 if other is not worker:
+                    if other.stderr:
+                        other.stderr.close()
                     for listener in other.sockets.values():
                         listener.close()
             code = self._work(
@@ -246,7 +261,7 @@ class Supervisor:
             case "loaded":
                 self._consent.loaded(worker.number, line, message["lineup"], worker.looks)
             case "ready":
-                self._is_ready(worker, message["models"])
+                self._is_ready(worker, message)
             case "failed":
                 worker.refused = message
             case "ask":
@@ -254,7 +269,7 @@ class Supervisor:
             case "reply":
                 self._consent.reply(worker.number, message)
 
-    def _is_ready(self, worker: Worker, models: list[Message]) -> None:
+    def _is_ready(self, worker: Worker, message: Message) -> None:
         worker.state, worker.withdrawn = State.READY, False
         now = time.monotonic()
         if worker.lives > 1:
@@ -269,19 +284,7 @@ class Supervisor:
             self._announced = True
             if pause := self._settings.repository.poll_seconds:
                 self._look_due = now + pause
-            secure = "s" if self._settings.tls.certificate else ""
-            address = url(worker.sockets["http"], f"http{secure}")
-            if "grpc" in worker.sockets:
-                address += " and " + url(worker.sockets["grpc"], f"grpc{secure}")
-            if not models:
-                print(f"ready: no model yet, on {address}", file=sys.stderr, flush=True)
-            for model in models:
-                print(
-                    f"ready: {model['name']} version {model['version']} "
-                    f"(bundle {model['digest'][:12]}...) on {address}",
-                    file=sys.stderr,
-                    flush=True,
-                )
+            announce(self._settings, worker.sockets, message["models"], message["missing"])
 
     # What workers suffer
 
@@ -301,6 +304,7 @@ class Supervisor:
     def _buried(self, worker: Worker, code: int) -> None:
         """A worker has ended: by a signal where `code` is negative."""
         self._listen(worker)  # its last words
+        self._hush(worker)
         self._consent.died(worker.number)
         if worker.line:
             worker.line.close()
@@ -318,6 +322,13 @@ class Supervisor:
         worker.due = now + worker.backoff.delay(lived, sent)
         if not was_ready:
             self._withdraw(worker)
+
+    def _hush(self, worker: Worker) -> None:
+        """Pass on the last that a worker wrote; what it has started may write on, to nobody."""
+        if worker.stderr:
+            worker.stderr.pass_on(worker.number, over=True)
+            worker.stderr.close()
+            worker.stderr = None
 
     def _withdraw(self, worker: Worker) -> None:
         """Leave the clients of a worker that does not come back to the others."""
@@ -439,3 +450,4 @@ class Supervisor:
                 os.kill(worker.pid, signal.SIGKILL)
                 os.waitpid(worker.pid, 0)
                 worker.pid = 0
+            self._hush(worker)

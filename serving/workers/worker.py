@@ -10,6 +10,7 @@ from enum import Enum
 from serving.workers.channel import Channel, Line, Message
 from serving.workers.restarts import Backoff
 from serving.workers.scoreboard import Row
+from serving.workers.stderr import Stderr
 
 
 class State(Enum):
@@ -53,7 +54,8 @@ Work = Callable[[Place], int]
 class Worker:
     """One of the workers, through all its lives. Times are of the monotonic clock.
 
-    `looks` says that it looks at the folder, as there is no lineup yet.
+    `stderr` is its standard error, where that is to be JSON. `looks` says that it looks at the
+    folder, as there is no lineup yet.
     """
 
     number: int
@@ -62,6 +64,7 @@ class Worker:
     state: State = State.WAITING
     pid: int = 0
     line: Line | None = None
+    stderr: Stderr | None = None
     lives: int = 0
     began: float = 0.0
     died: float = 0.0

@@ -19,7 +19,8 @@ import numpy as np
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 30
 READY = re.compile(
-    r"^ready: .* on https?://127\.0\.0\.1:(\d+)(?: and grpcs?://127\.0\.0\.1:(\d+))?$", re.M
+    r"^(?:ready|started): .* on https?://127\.0\.0\.1:(\d+)(?: and grpcs?://127\.0\.0\.1:(\d+))?$",
+    re.M,
 )
 
 
@@ -46,6 +47,7 @@ class Live:
             "--port",
             "0",
             *(() if "--grpc-port" in options else ("--no-grpc",)),
+            *(() if "--log-format" in options else ("--log-format", "text")),
             *options,
         ]
         self.started = time.monotonic()
