@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import platform
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -44,6 +44,20 @@ INPUT_FIELDS = {
     "optional": False,
 }
 OUTPUT_FIELDS = {"label_filename": "", "is_shape_tensor": False}
+
+LINEAGE = {
+    "run_id": ("mlflow", "run_id"),
+    "model_id": ("mlflow", "model_id"),
+    "git_commit": ("git", "commit"),
+    "git_dirty": ("git", "dirty"),
+    "pipeline_key": ("pipeline_key",),
+    "data_sha256": ("data_sha256",),
+    "weights_sha256": ("weights_sha256",),
+}
+"""What clients are told of a bundle's lineage: ids and digests. Where the tracking server is, and what
+the files of data are called, is its owner's business; `slipway inspect` tells all on the host."""
+
+IDENTITY = re.compile(r"[0-9A-Za-z_-]{1,128}")
 
 
 @dataclass(frozen=True)
@@ -368,22 +382,22 @@ def _properties(model: Model) -> dict[str, str]:
         if source.decoder:
             place = "decoder" if len(manifest.inputs) == 1 else f"decoder.{source.name}"
             properties[place] = source.decoder.model_dump_json()
-    for key, value in (model.bundle.lineage or {}).items():
-        told = _written(value)
-        if told is not None and _written(key) is not None:
-            properties[f"lineage.{key}"] = told
+    for place, steps in LINEAGE.items():
+        told = _written(_within(model.bundle.lineage, steps))
+        if told is not None:
+            properties[f"lineage.{place}"] = told
     return properties
 
 
+def _within(value: Any, steps: Sequence[str]) -> Any:
+    """What lies there in nested objects, none where there is nothing."""
+    for step in steps:
+        value = value.get(step) if isinstance(value, dict) else None
+    return value
+
+
 def _written(value: Any) -> str | None:
-    """A value as text, none where it cannot be written: NaN, or half a character."""
-    try:
-        text = (
-            value
-            if isinstance(value, str)
-            else json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-        )
-        text.encode()
-    except (ValueError, TypeError, RecursionError):
-        return None
-    return text
+    """An id, a digest or a switch as text, none for whatever else stands in its place."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return value if isinstance(value, str) and IDENTITY.fullmatch(value) else None

@@ -150,11 +150,11 @@ def test_a_failed_newest_version_leaves_the_older_one(start: Start, tmp_path: Pa
 def test_a_projects_bundles_are_a_repository_too(start: Start, tmp_path: Path) -> None:
     make_bundle(tmp_path / "bundles" / "digits-test")
     (tmp_path / "bundles" / "digits-test.lineage.json").write_text(
-        '{"git_commit": "abc", "dirty": false}'
+        '{"git": {"commit": "abc", "dirty": false}}'
     )
     server = start(tmp_path / "bundles")
     properties = server.json("GET", "/v2/models/digits-test")[1]["properties"]
-    assert properties["lineage.git_commit"] == "abc" and properties["lineage.dirty"] == "false"
+    assert properties["lineage.git_commit"] == "abc" and properties["lineage.git_dirty"] == "false"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
