@@ -45,6 +45,13 @@ class Scope(StrEnum):
     METRICS = "metrics"
 
 
+Needed = Scope | tuple[Scope, ...]
+"""What something asks for: a scope, or any one of several."""
+
+INDEX: Needed = (Scope.INFER, Scope.ADMIN)
+"""Who loads and unloads has to see what there is, and what became of it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Key:
     """One line of the file."""
@@ -96,8 +103,8 @@ class Access:
         self._watched = Watched([path], clock)
         self._keys = read(path)
 
-    def allow(self, scope: Scope, key: str) -> str:
-        """The name of the key, which has the scope. Raises `Unauthenticated` or `Forbidden`."""
+    def allow(self, needed: Needed, key: str) -> str:
+        """The name of the key, which has what is needed. Raises `Unauthenticated` or `Forbidden`."""
         if self._watched.changed():
             self._read_anew()
         if not key:
@@ -113,9 +120,11 @@ class Access:
                 found = known
         if found is None:
             raise Unauthenticated("this key is not known here")
-        if scope not in found.scopes:
-            has = ", ".join(sorted(found.scopes))
-            raise Forbidden(f"key {found.name!r} has the scope {has}; this needs {scope.value}")
+        either = (needed,) if isinstance(needed, Scope) else needed
+        if found.scopes.isdisjoint(either):
+            has, needs = ", ".join(sorted(found.scopes)), " or ".join(either)
+            told = f"key {found.name!r} has the scope {has}; this needs {needs}"
+            raise Forbidden(told, found.name)
         return found.name
 
     def _read_anew(self) -> None:

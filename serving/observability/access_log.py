@@ -54,14 +54,20 @@ class AccessLog:
         sent: int,
         total: float,
         more: str = "",
+        key: str = "",
+        reason: str = "",
     ) -> None:
-        """Note one request. `more` are fields of `of_model` and `times`, where a model was asked."""
+        """Note one request. `more` are fields of `of_model` and `times`, where a model was asked.
+
+        `key` is the name of the API key, `reason` the label of a failure; neither where there is none.
+        """
         if self.enabled:
             self._lines.append(
                 f'{{"time":{time():.3f},"event":"request","door":"{door}",'
                 f'"request_id":{_text(request_id)}{trace_id and _trace(trace_id)},'
                 f'"method":{_known(method)},"path":{(_known if more else _text)(path)},'
-                f'"status":{_known(status)}{more},'
+                f'"status":{_known(status)}{reason and _known_as("reason", reason)}'
+                f"{key and _known_as('key', key)}{more},"
                 f'"received":{received},"sent":{sent},"total_ms":{total * 1e3:.3f}}}\n'
             )
 
@@ -150,6 +156,12 @@ def _text(value: str) -> str:
 def _known(value: str | int) -> str:
     """What is the same again and again: methods, codes, the paths of models that answered."""
     return str(value) if isinstance(value, int) else _text(value)
+
+
+@lru_cache(maxsize=2048)
+def _known_as(field: str, value: str) -> str:
+    """A field whose values are from a list of ours: names of keys, labels of failures."""
+    return f',"{field}":{_text(value)}'
 
 
 def _trace(trace_id: str) -> str:

@@ -13,6 +13,9 @@ from serving.observability.tracing import RequestIds
 LEFT: tuple[int | str, ...] = (499, "CANCELLED")
 """How each door calls it that the client left before the answer."""
 
+CLIENT_LEFT = "client_left"
+"""The label of that."""
+
 
 class Books:
     """One worker's counters and its log. Each request is noted once, when its answer is sent."""
@@ -34,11 +37,14 @@ class Books:
         received: int,
         sent: int,
         arrived: float,
+        key: str = "",
+        reason: str = "",
     ) -> None:
         """Write down one request. `arrived` is by `time.perf_counter`, sizes are in bytes.
 
         `status` is HTTP's number or the name of gRPC's code, `trace` what `trace_id` made of the
-        client's header; `call` is none where no model was asked for an answer.
+        client's header; `call` is none where no model was asked for an answer. `key` is the name of
+        the API key that it came with, `reason` the label of the failure that it ended with.
         """
         now = perf_counter()
         total = now - arrived
@@ -57,7 +63,8 @@ class Books:
             else:
                 meter.failure(door, call.outcome, received, sent, total)
         self.access_log.request(
-            DOORS[door], method, path, status, request_id, trace, received, sent, total, more
+            *(DOORS[door], method, path, status, request_id, trace, received, sent, total, more),
+            *(key, reason),
         )
 
     def cancelled(
@@ -70,10 +77,27 @@ class Books:
         trace: str,
         received: int,
         arrived: float,
+        key: str = "",
     ) -> None:
         """Write down a request for a model whose client left before the answer."""
         call.outcome = CANCELLED
-        self.note(call, door, method, path, LEFT[door], request_id, trace, received, 0, arrived)
+        status, reason = LEFT[door], CLIENT_LEFT
+        self.note(
+            *(
+                call,
+                door,
+                method,
+                path,
+                status,
+                request_id,
+                trace,
+                received,
+                0,
+                arrived,
+                key,
+                reason,
+            )
+        )
 
     def tick(self) -> None:
         """What is due a few times a second: gauges, and the log's lines."""

@@ -34,7 +34,7 @@ ROUTES = [
     ("POST", f"{MODEL}/versions/1/infer", Scope.INFER),
     ("POST", f"{MODEL}/predict", Scope.INFER),
     ("POST", f"{MODEL}/versions/1/predict", Scope.INFER),
-    ("POST", "/v2/repository/index", Scope.INFER),
+    ("POST", "/v2/repository/index", "infer or admin"),
     ("GET", "/metrics", Scope.METRICS),
     ("POST", "/v2/repository/models/digits-test/load", Scope.ADMIN),
     ("POST", "/v2/repository/models/digits-test/unload", Scope.ADMIN),
@@ -102,7 +102,7 @@ def test_health_is_open(guarded: Live, method: str, path: str) -> None:
 
 @pytest.mark.parametrize(("method", "path", "scope"), ROUTES)
 def test_every_route_with_every_key(
-    guarded: Live, keys: tuple[Path, dict[str, str]], method: str, path: str, scope: Scope
+    guarded: Live, keys: tuple[Path, dict[str, str]], method: str, path: str, scope: str
 ) -> None:
     texts = keys[1]
     for headers in ({}, bearer("wrong"), bearer(texts["all"] + "x"), {"X-API-Key": "wrong"}):
@@ -115,9 +115,9 @@ def test_every_route_with_every_key(
     for name, text in texts.items():
         for headers in (bearer(text), {"X-API-Key": text}):
             status, told, body = guarded.ask(method, path, body_of(path), headers)
-            if name in (scope, "all"):  # load and unload have a door of their own
+            if name in (*scope.split(" or "), "all"):  # load and unload have a door of their own
                 assert status != 401 and b"this needs" not in body
-                assert status != 403 or scope is Scope.ADMIN
+                assert status != 403 or scope == Scope.ADMIN
             else:
                 assert status == 403
                 assert method == "HEAD" or f"this needs {scope}" in json.loads(body)["error"]

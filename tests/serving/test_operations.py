@@ -27,6 +27,7 @@ from prometheus_client.openmetrics.parser import (
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from serving import errors
+from serving.doors.access import Scope, generated
 from serving.models.slot import State
 from serving.observability import families
 from serving.observability.call import OUTCOMES, Call
@@ -34,7 +35,7 @@ from serving.observability.cells import FAILED, STATES
 from serving.proto.inference import INFERENCE, message
 from tests.serving.bundles import digits_rows, make_bundle
 from tests.serving.graphs import LOOPS_ALLOWED, make_counting_bundle
-from tests.serving.live import Live, tensor
+from tests.serving.live import Live, receive, tensor
 from tests.serving.rpc_client import Client, infer_request
 
 Start = Callable[..., Live]
@@ -355,6 +356,65 @@ def test_every_value_of_a_label_is_explained(server: Live) -> None:
 
 def test_every_state_has_a_name_in_the_metrics() -> None:
     assert {state.value for state in State} == set(STATES)
+
+
+def test_each_line_says_who_asked_and_why_there_was_no_answer(
+    start: Start, bundle: Path, tmp_path: Path
+) -> None:
+    """Names of keys and labels of failures, over both doors; never a key, nor words of a message."""
+    made = {
+        name: generated(name, [scope])
+        for name, scope in (("alice", Scope.INFER), ("ops", Scope.ADMIN))
+    }
+    file = tmp_path / "keys.txt"
+    file.write_text("".join(f"{key.line()}\n" for _, key in made.values()))
+    file.chmod(0o600)
+    server = start(bundle, "--keys", str(file), "--grpc-port", "0")
+    alice, ops = ({"X-API-Key": text} for text, _ in made.values())
+    wrong = {"X-API-Key": "wrong"}
+    nobody, index = "/v2/models/nobody/infer", "/v2/repository/index"
+    expected: list[tuple[int | str, str | None, str | None]] = []
+    large = body() | {"more": "x" * (1 << 16)}
+    for path, value, headers, status, who, why in (
+        (INFER, body(), alice, 200, "alice", None),
+        (INFER, {"inputs": []}, alice, 400, "alice", "invalid_request"),
+        (nobody, body(), alice, 404, "alice", "not_found"),
+        (INFER, body(), {}, 401, None, "unauthenticated"),
+        (INFER, body(), wrong, 401, None, "unauthenticated"),
+        (INFER, body(), ops, 403, "ops", "forbidden"),
+        (INFER, large, ops, 403, "ops", "forbidden"),  # by its head alone
+        (index, {}, ops, 200, "ops", None),
+        (f"{INFER}?x", body(), alice, 200, "alice", None),
+        ("/v2", {}, alice, 405, "alice", "method_not_allowed"),
+    ):
+        assert server.json("POST", path, value, headers=headers)[0] == status
+        expected.append((status, who, why))
+    with server.socket() as sock:
+        sock.sendall(b"nonsense\r\n\r\n")
+        receive(sock)
+    expected.append((400, None, "bad_request"))
+    asked = infer_request("digits-test", {"image": digits_rows(1)})
+    with Client(server.grpc_port) as client:
+        for name, code, who, why in (
+            ("alice", "OK", "alice", None),
+            ("ops", "PERMISSION_DENIED", "ops", "forbidden"),
+            ("", "UNAUTHENTICATED", None, "unauthenticated"),
+        ):
+            metadata = [("x-api-key", made[name][0])] if name else []
+            if code == "OK":
+                client.infer(asked, metadata=metadata)
+            else:
+                assert client.failure(asked, metadata=metadata)[0] == code
+            expected.append((code, who, why))
+        bad = infer_request("digits-test", {})
+        client.failure(bad, metadata=[("x-api-key", made["alice"][0])])
+        expected.append(("INVALID_ARGUMENT", "alice", "invalid_request"))
+        client.call("RepositoryIndex", metadata=[("x-api-key", made["ops"][0])])
+        expected.append(("OK", "ops", None))
+    assert server.stop() == 0
+    told = [(line["status"], line.get("key"), line.get("reason")) for line in log_lines(server)]
+    assert told == expected
+    assert not any(text[-20:] in server.out.read_text() for text, _ in made.values())
 
 
 def test_the_grpc_door_is_in_the_same_books(start: Start, bundle: Path) -> None:

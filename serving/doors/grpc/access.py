@@ -9,7 +9,7 @@ import grpc
 from pipeline.config import ConfigError
 from serving.config import TlsSettings
 from serving.doors import tls
-from serving.doors.access import Access, Scope, presented
+from serving.doors.access import INDEX, Access, Needed, Scope, presented
 from serving.doors.grpc.core import Metadata
 from serving.errors import InvalidRequest
 from serving.proto.inference import HEALTH, INFERENCE
@@ -20,20 +20,27 @@ OPEN = {f"/{INFERENCE}/ServerLive", f"/{INFERENCE}/ServerReady"}
 OPEN_SERVICE = f"/{HEALTH}/"
 ADMIN = {f"/{INFERENCE}/RepositoryModelLoad", f"/{INFERENCE}/RepositoryModelUnload"}
 
+INDEX_PATH = f"/{INFERENCE}/RepositoryIndex"
 
-def check(access: Access, path: str, metadata: Metadata) -> None:
-    """Raise `Unauthenticated`, `Forbidden` or `InvalidRequest` unless a call may go on."""
-    scope = scope_of(path)
-    if scope is None:
-        return
+
+def check(access: Access, path: str, metadata: Metadata) -> str:
+    """The name of the key that a call came with, '' where it needs none.
+
+    Raises `Unauthenticated`, `Forbidden` or `InvalidRequest` unless it may go on.
+    """
+    needed = scope_of(path)
+    if needed is None:
+        return ""
     authorization = _single(metadata, "authorization")
-    access.allow(scope, presented(authorization, _single(metadata, "x-api-key")))
+    return access.allow(needed, presented(authorization, _single(metadata, "x-api-key")))
 
 
-def scope_of(path: str) -> Scope | None:
+def scope_of(path: str) -> Needed | None:
     """What a method asks for, none where it is open to everyone; unknown ones need a key too."""
     if path in OPEN or path.startswith(OPEN_SERVICE):
         return None
+    if path == INDEX_PATH:
+        return INDEX
     return Scope.ADMIN if path in ADMIN else Scope.INFER
 
 

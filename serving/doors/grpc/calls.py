@@ -17,7 +17,7 @@ from serving.doors.grpc.access import check, scope_of
 from serving.doors.grpc.core import Incoming, Metadata
 from serving.doors.grpc.patience import Patience
 from serving.doors.grpc.status import NAMES, OK, told
-from serving.observability.accounting import Books
+from serving.observability.accounting import CLIENT_LEFT, Books
 from serving.observability.call import Call
 from serving.observability.cells import CANCELLED, DEADLINE, GRPC
 from serving.observability.tracing import trace_id
@@ -81,17 +81,18 @@ class Calls:
         path = incoming.path
         if self._access is not None:
             try:
-                check(self._access, path, incoming.metadata)
+                incoming.key = check(self._access, path, incoming.metadata)
             except errors.ServingError as error:
-                self.refuse(incoming, *told(error))
+                incoming.key = getattr(error, "key", "")
+                self.refuse(incoming, error)
                 return
         unary, stream = self.unary.get(path), self.streams.get(path)
         kept = self.unkeyed if scope_of(path) is None else self.keyed
         if not unary and not stream:
-            self.refuse(incoming, grpc.StatusCode.UNIMPLEMENTED, "there is no such method")
+            self.refuse(incoming, errors.Unsupported("there is no such method"))
         elif len(kept.open) >= kept.limit:
             words = f"{kept.limit} concurrent calls are answered already ({kept.name})"
-            self.refuse(incoming, grpc.StatusCode.RESOURCE_EXHAUSTED, words)
+            self.refuse(incoming, errors.Overloaded(words), grpc.StatusCode.RESOURCE_EXHAUSTED)
         elif unary:
             incoming.receive(Unary(self, kept, incoming, unary).asked)
         elif stream:
@@ -114,12 +115,16 @@ class Calls:
         if tasks:
             await asyncio.wait(tasks, timeout=seconds)
 
-    def refuse(self, incoming: Incoming, code: grpc.StatusCode, details: str) -> None:
-        """End a call of which nothing was read."""
+    def refuse(
+        self, incoming: Incoming, error: errors.ServingError, code: grpc.StatusCode | None = None
+    ) -> None:
+        """End a call of which nothing was read, with `code` where it is not what the error has."""
+        usual, details = told(error)
+        code = code or usual
         request_id, trace = self.named(incoming.metadata)
         self.books.note(
             *(None, GRPC, "GRPC", incoming.path, NAMES[code], request_id, trace),
-            *(0, 0, time.perf_counter()),
+            *(0, 0, time.perf_counter(), incoming.key, error.label),
         )
         incoming.end(code, details)
 
@@ -171,7 +176,7 @@ class Unary:
     def late(self) -> None:
         """Its message did not come in time."""
         self._kept.open.discard(self)
-        self._calls.refuse(self.incoming, *told(_late(self._kept)))
+        self._calls.refuse(self.incoming, _late(self._kept))
 
     def reply(self, answer: bytes | Exception) -> None:
         """Answer, or say why not."""
@@ -186,7 +191,7 @@ class Unary:
             wait = str(getattr(answer, "retry_after", 1) * 1000)
             trailing += (("grpc-retry-pushback-ms", wait),)
         self.incoming.end(code, details, trailing)
-        self._over(code, 0)
+        self._over(code, 0, errors.label_of(answer))
 
     def _awaited(self, answer: Awaitable[bytes]) -> Cancellable:
         async def wait() -> None:
@@ -202,18 +207,20 @@ class Unary:
         """The client gave up."""
         if self._under_way is not None:
             self._under_way.cancel()
-            self._over(given_up(self.call, self.incoming), 0)
+            self._over(given_up(self.call, self.incoming), 0, CLIENT_LEFT)
         else:
             self._kept.patience.over(self)
             self._kept.open.discard(self)
 
-    def _over(self, code: grpc.StatusCode, sent: int) -> None:
+    def _over(self, code: grpc.StatusCode, sent: int, reason: str = "") -> None:
         self._kept.open.discard(self)
         self._under_way = None  # it knows of `reply`: a circle that only the collector would find
         path = self.incoming.path
+        call = self.call if path == self._calls.counted else None
+        request_id, trace = self._names
         self._calls.books.note(
-            *(self.call if path == self._calls.counted else None, GRPC, "GRPC", path, NAMES[code]),
-            *(*self._names, self._received, sent, self._arrived),
+            *(call, GRPC, "GRPC", path, NAMES[code], request_id, trace),
+            *(self._received, sent, self._arrived, self.incoming.key, reason),
         )
 
 

@@ -86,9 +86,22 @@ class Events:
 
 
 class Incoming:
-    """One call. `deadline` is in seconds of the Unix time; `left` is told if the client gives up."""
+    """One call. `deadline` is in seconds of the Unix time; `left` is told if the client gives up.
 
-    __slots__ = ("_begun", "_call", "_ended", "_gone", "deadline", "left", "metadata", "path")
+    `key` is the name of the API key that it came with.
+    """
+
+    __slots__ = (
+        "_begun",
+        "_call",
+        "_ended",
+        "_gone",
+        "deadline",
+        "key",
+        "left",
+        "metadata",
+        "path",
+    )
 
     def __init__(self, event: Any, gone: Callable[[Incoming], None]) -> None:
         self._call: Any = event.call
@@ -97,6 +110,7 @@ class Incoming:
         self.path: str = event.call_details.method.decode("ascii", "replace")
         self.metadata: Metadata = event.invocation_metadata
         self.deadline: float = event.call_details.deadline
+        self.key = ""
         self.left: Callable[[], object] | None = None
         self._call.start_server_batch((cygrpc.ReceiveCloseOnServerOperation(PLAIN),), self._closed)
 

@@ -19,6 +19,7 @@ from serving.doors.grpc.calls import Calls, Cancellable, Reply, Unary, given_up
 from serving.doors.grpc.core import Incoming
 from serving.doors.grpc.status import NAMES, OK, told
 from serving.doors.offload import LongReader
+from serving.observability.accounting import CLIENT_LEFT
 from serving.observability.call import Call
 from serving.observability.cells import GRPC
 from serving.proto.inference import INFERENCE
@@ -160,7 +161,7 @@ class Inference:
     async def _streamed(self, payload: bytes, incoming: Incoming) -> bytes:
         """One request of a stream; its failure is an answer like any other."""
         arrived = time.perf_counter()
-        call, answer = Call(), b""
+        call, answer, reason = Call(), b"", ""
         code: grpc.StatusCode | None = None
         try:
             answer = codec_proto.encode_streamed(await self._answer(payload, call))
@@ -168,13 +169,14 @@ class Inference:
         except Exception as error:
             call.failed(error)
             code, details = told(error)
+            reason = errors.label_of(error)
             answer = codec_proto.encode_stream_failure(payload, details)
         finally:
             if code is None:
-                code = given_up(call, incoming)
+                code, reason = given_up(call, incoming), CLIENT_LEFT
             self._calls.books.note(
                 *(call, GRPC, "GRPC", STREAM, NAMES[code], *self._calls.named(incoming.metadata)),
-                *(len(payload), len(answer), arrived),
+                *(len(payload), len(answer), arrived, incoming.key, reason),
             )
         return answer
 

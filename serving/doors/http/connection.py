@@ -18,6 +18,7 @@ from serving.doors.http.reader import Reading, RequestReader
 from serving.doors.http.shared import LARGE_BYTES, Shared
 from serving.doors.http.status import failed
 from serving.doors.offload import Cancellable
+from serving.errors import Overloaded
 from serving.observability.cells import HTTP
 from serving.observability.tracing import trace_id
 from serving.telemetry import log
@@ -166,10 +167,11 @@ class Connection(asyncio.Protocol):
 
     def _refuse(self, status: HTTPStatus, message: str) -> None:
         """The last thing this connection is told, after the answers that are still due."""
-        headers = (("Retry-After", "1"),) if status is HTTPStatus.SERVICE_UNAVAILABLE else ()
+        crowded = status is HTTPStatus.SERVICE_UNAVAILABLE
+        headers, reason = ((("Retry-After", "1"),), Overloaded.label) if crowded else ((), "")
         self._stop_reading()
         self._count_held()
-        self._waiting.append(failure(status, message, headers))
+        self._waiting.append(failure(status, message, headers, reason))
         self._answer_next()
 
     # The answering side
@@ -264,11 +266,12 @@ class Connection(asyncio.Protocol):
         if asked:
             books.note(
                 *(asked.call, HTTP, asked.method, asked.path, answer.status, request_id, trace),
-                *(len(asked.body), size, asked.arrived),
+                *(len(asked.body), size, asked.arrived, asked.key, answer.reason),
             )
         else:  # refused before it was a whole request
             books.note(
-                None, HTTP, "", "", answer.status, request_id, "", 0, size, time.perf_counter()
+                *(None, HTTP, "", "", answer.status, request_id, "", 0, size, time.perf_counter()),
+                *(answer.key, answer.reason),
             )
 
     def _note_cancelled(self, asked: Request) -> None:
@@ -279,7 +282,7 @@ class Connection(asyncio.Protocol):
         if asked.call:
             books.cancelled(
                 *(asked.call, HTTP, asked.method, asked.path, request_id, trace),
-                *(len(asked.body), asked.arrived),
+                *(len(asked.body), asked.arrived, asked.key),
             )
 
     def _linger(self) -> None:

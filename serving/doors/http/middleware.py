@@ -10,7 +10,7 @@ from functools import lru_cache
 from urllib.parse import unquote
 
 from serving.config import CompressionSettings
-from serving.doors.access import Access, Scope, presented, typed
+from serving.doors.access import INDEX, Access, Needed, Scope, presented, typed
 from serving.doors.http.compression import (
     IDENTITY,
     Inflation,
@@ -47,30 +47,36 @@ class Guarded:
 
     def __call__(self, request: Request, reply: Reply) -> Cancellable | None:
         """Refuse a request, or have it answered."""
-        refusal = self.refusal(request.path, request.headers)
-        if refusal is None:
+        checked = self._checked(request.path, request.headers)
+        if isinstance(checked, str):
+            request.key = checked
             return self._handler(request, reply)
-        reply(refusal)
+        request.key = checked.key
+        reply(checked)
         return None
 
     def refusal(self, path: str, headers: Mapping[str, str]) -> Response | None:
         """Why a request is not answered, told by its head alone; none where it may go on."""
-        scope = scope_of(path) if len(path) <= MAX_PATH else Scope.ADMIN
-        if scope is None:
-            return None
+        checked = self._checked(path, headers)
+        return checked if isinstance(checked, Response) else None
+
+    def _checked(self, path: str, headers: Mapping[str, str]) -> str | Response:
+        """The name of the key that a request came with, '' where it needs none; or why it is refused."""
+        needed = scope_of(path) if len(path) <= MAX_PATH else Scope.ADMIN
+        if needed is None:
+            return ""
         key = presented(headers.get("authorization", ""), headers.get("x-api-key", ""))
         page = is_page(path)
         if page and not key:
             key = typed(headers.get("authorization", ""))
         try:
-            self._access.allow(scope, key)
+            return self._access.allow(needed, key)
         except ServingError as error:
-            refused = failed(error)
+            refused = replace(failed(error), key=getattr(error, "key", ""))
             browser = page and "text/html" in headers.get("accept", "")
             if browser and isinstance(error, Unauthenticated):
                 return replace(refused, headers=ASK_IN_BROWSER)
             return refused
-        return None
 
 
 def is_page(path: str) -> bool:
@@ -83,7 +89,7 @@ def is_page(path: str) -> bool:
 
 
 @lru_cache(maxsize=1024)
-def scope_of(path: str) -> Scope | None:
+def scope_of(path: str) -> Needed | None:
     """What a path as it was sent asks for, none where it is open to everyone.
 
     It is read as the routes are. What no route is known for needs a key as well.
@@ -94,7 +100,7 @@ def scope_of(path: str) -> Scope | None:
         case ["", "metrics"]:
             return Scope.METRICS
         case ["", "v2", "repository", "index"] | ["", "v2", "repository", _, "index"]:
-            return Scope.INFER
+            return INDEX
         case ["", "v2", "repository", *_]:
             return Scope.ADMIN
     return Scope.INFER

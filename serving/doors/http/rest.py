@@ -173,7 +173,7 @@ class Rest:
     def _ready(self) -> Response:
         if self._plane.ready():
             return _json({"ready": True, "live": True})
-        return _unready("the server is not ready: it is loading, draining, or has no model")
+        return _unready("the server is not ready: it is loading, draining, or lacks a model")
 
     def _model_ready(self, name: str, number: str | None) -> Response:
         try:
@@ -283,7 +283,8 @@ def _json(value: Any) -> Response:
 
 def _unready(message: str, more: Mapping[str, str] | None = None) -> Response:
     body = orjson.dumps({"error": message, "ready": False, **(more or {})})
-    return Response(HTTPStatus.SERVICE_UNAVAILABLE, (body,), JSON, (("Retry-After", "1"),))
+    headers, label = (("Retry-After", "1"),), errors.NotReady.label
+    return Response(HTTPStatus.SERVICE_UNAVAILABLE, (body,), JSON, headers, label)
 
 
 def _spec(spec: TensorSpec) -> dict[str, Any]:

@@ -30,7 +30,8 @@ def failed(error: BaseException) -> Response:
     status = STATUS.get(type(error)) if isinstance(error, errors.ServingError) else None
     if status is None:
         log("error", "internal error", kind=type(error).__name__, trace=places(error))
-        return failure(HTTPStatus.INTERNAL_SERVER_ERROR, "internal error; the server's log has it")
+        told = "internal error; the server's log has it"
+        return failure(HTTPStatus.INTERNAL_SERVER_ERROR, told, reason=errors.INTERNAL)
     headers: tuple[tuple[str, str], ...] = ()
     if status is HTTPStatus.SERVICE_UNAVAILABLE:
         headers = (("Retry-After", str(getattr(error, "retry_after", 1))),)
@@ -38,4 +39,4 @@ def failed(error: BaseException) -> Response:
         headers = (("WWW-Authenticate", 'Bearer realm="slipway"'),)
     if type(error) in (errors.BackendFailure, errors.DeadlineExceeded):
         log("error", "backend failure", reason=str(error))
-    return failure(status, str(error), headers)
+    return failure(status, str(error), headers, errors.label_of(error))
