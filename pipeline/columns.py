@@ -1,7 +1,7 @@
 """Files of tables, column by column: CSV, TSV and Parquet, read by pyarrow.
 
 Each column is kept as the different texts that occur and a code for each row, so a million rows of a
-few values take a few megabytes. Texts are trimmed.
+few values take a few megabytes. Texts and the names of columns are trimmed.
 """
 
 from __future__ import annotations
@@ -115,15 +115,13 @@ def read(path: Path, gaps: Sequence[str]) -> Table:
     else:
         with _readable(path):
             table, first = _delimited(path), 2
-    twice = [n for n in dict.fromkeys(table.column_names) if table.column_names.count(n) > 1]
+    names = [name.strip() for name in table.column_names]
+    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
     if twice:
         raise DataError(f"{path}: columns named twice: {', '.join(map(repr, twice))}; rename one")
     if not table.num_rows:
         raise DataError(f"{path}: no rows below the header")
-    columns = (
-        _told_of(path, name, table.column(place), gaps)
-        for place, name in enumerate(table.column_names)
-    )
+    columns = (_told_of(path, name, table.column(place), gaps) for place, name in enumerate(names))
     return Table(path, tuple(columns), first)
 
 
@@ -133,9 +131,9 @@ def header_of(path: Path) -> list[str]:
 
     if _is_parquet(path):
         with _readable_parquet(path):
-            return list(parquet.read_schema(path).names)
+            return [name.strip() for name in parquet.read_schema(path).names]
     with _readable(path):
-        return _header(path, _head(path))[0]
+        return [name.strip() for name in _header(path, _head(path))[0]]
 
 
 def _is_parquet(path: Path) -> bool:
@@ -200,21 +198,23 @@ def _delimited(path: Path) -> pa.Table:
 
 
 def _header(path: Path, head: bytes) -> tuple[list[str], str]:
-    """(names, delimiter) of the first line."""
+    """(names, delimiter) of the first row; a name in quotes may go over several lines."""
     try:
         text = head.decode("utf-8-sig", errors="ignore" if len(head) == HEADER_BYTES else "strict")
     except UnicodeDecodeError:
         raise _undecodable(path) or DataError(f"{path}: not UTF-8") from None
-    lines = enumerate(text.splitlines(), 1)
-    number, first = next(((n, line) for n, line in lines if line.strip()), (0, ""))
+    first = next((line for line in text.splitlines() if line.strip()), "")
     if not first:
         raise DataError(f"{path}: empty; expected a header and rows")
     tab = path.name.lower().split(".")[-1 - path.name.lower().endswith(".gz")] in ("tsv", "tab")
     mark = "\t" if tab else max(DELIMITERS, key=first.count)
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=mark)
     try:
-        return next(csv.reader(io.StringIO(first), delimiter=mark)), mark
-    except csv.Error as error:
-        raise DataError(f"{path}: line {number}: {error}; expected the names of columns") from None
+        return next(row for row in rows if any(name.strip() for name in row)), mark
+    except (csv.Error, StopIteration) as error:
+        raise DataError(
+            f"{path}: line {rows.line_num}: {str(error) or 'empty'}; expected the names of columns"
+        ) from None
 
 
 def _undecodable(path: Path) -> DataError | None:

@@ -17,7 +17,11 @@ BATCH = 256
 def answers(predict: Predict, rows: Rows, batch: int = BATCH) -> dict[str, np.ndarray]:
     """The outputs over a whole split, `batch` rows at a time, in order."""
     parts = [predict(inputs) for inputs, _ in rows.batches(batch)]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    # In plain order: torch's pictures are seen from the side, and safetensors would write them so.
+    return {
+        name: np.ascontiguousarray(np.concatenate([part[name] for part in parts]))
+        for name in parts[0]
+    }
 
 
 def significant(value: float, digits: int = 6) -> float:

@@ -202,6 +202,8 @@ def scan(found_in: Source, kind: Kind) -> Found:
     split = bool(inside) and all(parts.values())
     if split and not any(found_in.folders[_join(top, name)] for name in inside):
         split = False
+    if not split:
+        _check_no_split(found_in, kind, parts)
     loose = [name for name in found_in.files[top] if kind.of(name) == kind.noun]
     if not inside:
         raise DataError(
@@ -224,6 +226,21 @@ def scan(found_in: Source, kind: Kind) -> Found:
     mistakes += [f"{_join(top, name)}: a {kind.noun} outside any class" for name in sorted(loose)]
     found.ignored += Counter(k for n in found_in.files[top] if (k := kind.of(n)) != kind.noun)
     return _checked(found, found_in, mistakes)
+
+
+def _check_no_split(found_in: Source, kind: Kind, parts: Mapping[str, str | None]) -> None:
+    """Raise `DataError` for folders called train and test: they would be taught as two classes."""
+    given = {part for part in parts.values() if part}
+    if "train" not in given or len(given) < 2:
+        return
+    named = " and ".join(f"{name}/" for name, part in parts.items() if part)
+    others = [f"{name}/: beside {named}" for name, part in parts.items() if not part]
+    mistakes = others or [f"{name}/: {kind.noun}s outside any class" for name in parts]
+    raise listed(
+        mistakes,
+        f"{found_in.path}: {named} are called as a split is, whose folders hold one folder for each "
+        "class, and stand alone; mend that, or call them otherwise",
+    )
 
 
 def by_name(found_in: Source, kind: Kind, pattern: str) -> Found:

@@ -71,14 +71,16 @@ def mixup(
 ) -> tuple[list[torch.Tensor], list[tuple[float, torch.Tensor]]]:
     """Each row and another one of the batch, mixed by one share (Zhang et al. 2018).
 
-    The mixed uint8 inputs, and the two targets, each with the share that its loss counts for.
+    The mixed inputs, whole levels staying whole, and the two targets, each with the share that its loss
+    counts for.
     """
     import torch
 
     share = float(torch.distributions.Beta(alpha, alpha).sample())
     partner = torch.randperm(len(target))
-    mixed = [
-        (share * tensor.float() + (1 - share) * tensor[partner].float()).round().to(tensor.dtype)
-        for tensor in inputs
-    ]
+    mixed = []
+    for tensor in inputs:
+        between = share * tensor.float() + (1 - share) * tensor[partner].float()
+        whole = not tensor.is_floating_point()
+        mixed.append(between.round().to(tensor.dtype) if whole else between)
     return mixed, [(share, target), (1 - share, target[partner])]

@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from pipeline.bundle.decode._row import GAPS, MOST, as_csv, notation, written
-from pipeline.bundle.decode.categorical import FIRST, GAP, UNSEEN, CategoricalDecoder
+from pipeline.bundle.decode.categorical import GAP, CategoricalDecoder, numbering
 from pipeline.bundle.decode.numeric import NumericDecoder
 from pipeline.bundle.manifest import Input
 from pipeline.columns import Column, Table, header_of, read
@@ -127,7 +127,7 @@ def load(config: Config, root: Path) -> RawData:
             told = "; ".join(f"{name!r} ({why})" for name, why in found.ignored.items())
             print(f"{config.path}: columns ignored: {told}", flush=True)
         with faults.noted():
-            _check_cells(table, found)
+            check_cells(table, found)
         with faults.noted():
             _check_log(table, found, config.encoding.log)
     with faults.noted():
@@ -301,11 +301,26 @@ def _classes(table: Table, column: Column) -> tuple[np.ndarray, tuple[str, ...]]
     if len(texts) < 2:
         raise DataError(f"{table.path}: {column.name} is {texts[0]!r} in every row")
     numbers = column.known_numbers()
+    _check_spelling(table, column)
     key = texts.__getitem__ if np.isnan(numbers).any() else numbers.__getitem__
     order = sorted(range(len(texts)), key=key)
     place = np.empty(len(texts), np.int64)
     place[order] = np.arange(len(texts))
     return place[column.codes], tuple(texts[code] for code in order)
+
+
+def _check_spelling(table: Table, column: Column) -> None:
+    """Raise `DataError` for classes that are one number, as 1 and 1.0 are: they would be told apart."""
+    spelt: dict[float, list[str]] = {}
+    for code, number in enumerate(column.known_numbers().tolist()):
+        if not np.isnan(number):
+            spelt.setdefault(number, []).append(column.text(code))
+    twice = [" and ".join(map(repr, texts)) for texts in spelt.values() if len(texts) > 1]
+    if twice:
+        raise listed(
+            twice,
+            f"{table.path}: {column.name}: classes that are the same number; write each in one way",
+        )
 
 
 def _tags(table: Table, columns: Sequence[Column]) -> np.ndarray:
@@ -325,7 +340,7 @@ def _tags(table: Table, columns: Sequence[Column]) -> np.ndarray:
     return np.stack(held, 1)
 
 
-def _check_cells(table: Table, found: Sorted) -> None:
+def check_cells(table: Table, found: Sorted) -> None:
     """Every number is one. Raises `DataError` listing those that are none, by row and column."""
     mistakes = [
         _mistake(table, column, row) for column in found.numeric for row in _not_numbers(column)
@@ -362,17 +377,22 @@ def _mistake(table: Table, column: Column, row: int) -> str:
 
 def _check_leaks(table: Table, found: Sorted, target: np.ndarray) -> None:
     """Raise `DataError` for columns that are the target over again."""
-    leaks = []
-    answers = target.T if target.ndim == 2 else [target]
-    for column in (*found.numeric, *found.categorical):
-        if any(_tells(column, column in found.numeric, answer) for answer in answers):
-            leaks.append(f"{column.name}: tells the target of every row")
-    if leaks:
+    if told := leaks(found, target):
         raise listed(
-            leaks,
+            [f"{name}: tells the target of every row" for name in told],
             f"{table.path}: columns that are the target over again, so nothing would be learnt; name them "
             "under data.ignore",
         )
+
+
+def leaks(found: Sorted, target: np.ndarray) -> list[str]:
+    """The columns that are the target over again."""
+    answers = target.T if target.ndim == 2 else [target]
+    return [
+        column.name
+        for column in (*found.numeric, *found.categorical)
+        if any(_tells(column, column in found.numeric, answer) for answer in answers)
+    ]
 
 
 def _tells(column: Column, is_numeric: bool, answer: np.ndarray) -> bool:
@@ -456,11 +476,11 @@ def _learnt(
     common = np.flatnonzero(counts >= config.least_rows)
     order = sorted((-int(counts[code]), column.text(code), code) for code in common)
     chosen = order[: config.most_values]
-    numbers = np.full(len(column) + 1, UNSEEN, np.int64)
-    numbers[-1] = GAP  # what the code -1 finds
-    for place, (_, _, code) in enumerate(chosen):
-        numbers[code] = FIRST + place
-    return numbers[column.codes], tuple(text for _, text, _ in chosen)
+    values = tuple(text for _, text, _ in chosen)
+    number = numbering(values)
+    # A gap is last: what the code -1 finds.
+    numbers = np.array([*map(number, map(str, column.values)), GAP], np.int64)
+    return numbers[column.codes], values
 
 
 def _texts(found: Sorted, row: int) -> dict[str, str | None]:

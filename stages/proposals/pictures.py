@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,7 +50,7 @@ def propose(source: Path, hints: Hints) -> Proposal | None:
     if not source.is_dir() or not _holds_pictures(source):
         return None
     found = pictures.scan(source)
-    seen = _look([source / file for file in spread(found.files, LOOKED_AT)])
+    seen = _look(source, spread(found.files, LOOKED_AT))
     dealt, counts = shares(found, "picture")
     rows = counts["train"]
     channels = 1 if seen.grey else 3
@@ -99,21 +101,24 @@ def _holds_pictures(source: Path) -> bool:
     )
 
 
-def _look(files: list[Path]) -> Seen:
+def _look(source: Path, files: Sequence[str]) -> Seen:
     """Sizes and colours of some pictures. Raises `DataError` where none can be opened."""
     from PIL import Image
 
+    from pipeline.folders import Source
+
     sizes, grey, mistakes = [], True, []
     every = max(1, len(files) // COLOURS_OF)
-    for number, path in enumerate(files):
+    for number, place in enumerate(files):
         try:
-            with Image.open(path) as file:
+            # Read as the stage reads it: a pipe, or a device, would never end.
+            with Image.open(io.BytesIO(Source(source).read(place))) as file:
                 turned = file.getexif().get(0x0112) in ROTATED
                 sizes.append((file.width, file.height) if turned else (file.height, file.width))
                 if grey and number % every == 0:
                     grey = _is_grey(file)
         except Exception as error:  # Pillow raises whatever a damaged file makes it raise
-            mistakes.append(f"{path}: {error}")
+            mistakes.append(f"{source / place}: {error}")
     if not sizes:
         raise listed(mistakes, "pictures that cannot be opened")
     tall, wide = np.median(np.array(sizes), axis=0).round().astype(int).tolist()

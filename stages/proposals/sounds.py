@@ -48,10 +48,12 @@ class Way:
 
 def propose(source: Path, hints: Hints) -> Proposal | None:
     """Rate, length, network and passes. Raises `DataError` where the sounds are unusable."""
+    if _is_table(source) and not _names_sounds(source):
+        return None
     found_in = _source(source)
     if found_in is None:
         return None
-    way = _by_table(source, found_in, hints) if source.suffix.lower() in (".csv", ".tsv") else None
+    way = _by_table(source, found_in, hints) if _is_table(source) else None
     if way is None and not _holds_sounds(found_in):
         return None
     way = way or _by_folder(source, found_in)
@@ -117,6 +119,22 @@ def _source(path: Path) -> Source | None:
 
 def _is_table(path: Path) -> bool:
     return path.is_file() and path.suffix.lower() in (".csv", ".tsv")
+
+
+def _names_sounds(table: Path) -> bool:
+    """Whether any of its first rows names a file of sound.
+
+    Asked before anything else: it may lie among a million files, or where some may not be looked at.
+    """
+    try:
+        _, lines = folders.read_table(Source(table.parent), table.name)
+        return any(
+            SOUNDS.of(PurePosixPath(value.strip()).name) == "sound"
+            for (_, values), _ in zip(lines, range(LOOKED_AT), strict=False)
+            for value in values
+        )
+    except DataError:  # another kind of data, which says itself what is wrong
+        return False
 
 
 def _holds_sounds(found_in: Source) -> bool:

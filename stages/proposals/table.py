@@ -64,6 +64,8 @@ def propose(source: Path, hints: Hints) -> Proposal | None:
     config = tables.Config(**settings)
     found = tables.sort_out(table, config)
     target, labels = tables.taught(table, config)
+    found = _without_leaks(table, found, target)
+    tables.check_cells(table, found)
     rows = len(target)
     share = _share(target, labels, chosen, table)
     train = round(rows * (1 - 2 * share))
@@ -118,6 +120,21 @@ def propose(source: Path, hints: Hints) -> Proposal | None:
     ]
     text = written(data, model, TASKS[task], learning, METRICS[task])
     return Proposal(text, tuple(told))
+
+
+def _without_leaks(table: Table, found: tables.Sorted, target: np.ndarray) -> tables.Sorted:
+    """The columns but those that are the target over again. Raises `DataError` where none is left."""
+    leaks = tables.leaks(found, target)
+    numeric = tuple(column for column in found.numeric if column.name not in leaks)
+    categorical = tuple(column for column in found.categorical if column.name not in leaks)
+    if not numeric and not categorical:
+        raise DataError(
+            f"{table.path}: nothing is left to learn from: {', '.join(leaks)} tells the target of every "
+            "row; name another one with --target"
+        )
+    return tables.Sorted(
+        numeric, categorical, found.ignored | dict.fromkeys(leaks, "the target over again")
+    )
 
 
 def _choose(table: Table, hints: Hints) -> Chosen:

@@ -176,6 +176,15 @@ def test_mixup_mixes_pictures_and_their_targets_by_one_share():
     assert mixed.dtype == torch.uint8 and (mixed.float() - expected).abs().max() <= 0.5
 
 
+def test_mixup_of_numbers_keeps_what_is_behind_the_point():
+    torch.manual_seed(0)
+    numbers = torch.rand(16, 3)
+    numbers[0, 0] = float("nan")
+    (mixed,), ((share, _), (_, partner)) = mixup([numbers], torch.arange(16), 0.8)
+    expected = share * numbers + (1 - share) * numbers[partner]
+    torch.testing.assert_close(mixed, expected, equal_nan=True)
+
+
 EVERY = {
     "crop": 2,
     "flip": True,

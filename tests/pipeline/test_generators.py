@@ -22,6 +22,7 @@ from pipeline.tasks._shared.generative import latents
 from pipeline.tasks._shared.judge import Judge, distance
 from tests.pipeline import exporter
 from tests.pipeline.experiments import experiment, settings, train
+from tests.pipeline.test_pictures import classes
 
 VAE: dict[str, Any] = {
     "model": {"name": "vae", "widths": [8, 16]},
@@ -247,11 +248,15 @@ def test_data_without_pictures_is_refused():
         module.Task(module.Config(name="adversarial"), Target(kind="number"), (numbers,))
 
 
+COLOUR: dict[str, Any] = {
+    "data": {"name": "pictures", "path": "colour", "height": 10, "width": 8},
+    "train.batch_size": 16,
+}
 SHIPPED = {
-    "decoder": (VAE, ["latent"], ["image"]),
+    "decoder": (VAE | COLOUR, ["latent"], ["image"]),
     "encoder": (VAE, ["image"], ["mean", "log_variance"]),
     "autoencoder": (VAE, ["image", "noise"], ["reconstruction", "mean", "log_variance"]),
-    "generator": (LABELLED, ["latent"], ["image"]),
+    "generator": (LABELLED | COLOUR, ["latent"], ["image"]),
 }
 
 
@@ -260,9 +265,10 @@ def folder(tmp_path_factory) -> Path:
     """A project whose experiments are all of `SHIPPED`."""
     exporter.once()
     path = tmp_path_factory.mktemp("generators")
+    classes(path / "colour", count=50)
     once = {"train.epochs": 1}
     experiments = {
-        part: settings(changes | once | ({"export.part": part} if changes is VAE else {}))
+        part: settings(changes | once | ({} if part == "generator" else {"export.part": part}))
         for part, (changes, *_) in SHIPPED.items()
     }
     (path / "params.yaml").write_text(json.dumps({"experiments": experiments}))

@@ -151,6 +151,21 @@ def test_a_class_may_be_called_train(tmp_path):
     assert pictures.scan(tmp_path / "set").classes == ("b", "train")
 
 
+@pytest.mark.parametrize(
+    ("folders", "told"),
+    [
+        (("train", "test"), "test/: pictures outside any class\n  train/: pictures"),
+        (("train/a", "train/b", "val/a", "val/b", "rest"), "rest/: beside train/ and val/"),
+    ],
+)
+def test_a_split_is_never_taught_as_classes(tmp_path, folders, told):
+    for place, folder in enumerate(folders):
+        for number in range(5):
+            picture(tmp_path / "set" / folder / f"{number}.png", 10 * place + number)
+    with pytest.raises(DataError, match=f"called as a split is(.|\n)*{told}"):
+        pictures.scan(tmp_path / "set")
+
+
 def test_the_test_set_may_be_told_by_names(tmp_path):
     classes(tmp_path / "set")
     prepare(tmp_path, test_files=["8.*", "9.png"])

@@ -59,6 +59,12 @@ def other(i: int) -> float:
         (GOOD + "abc,p,3\n1,p,3\n", ["row 42: a is 'abc'", "data.categorical"]),
         ("a,y\n" + rows(lambda i: (f'"1,{i:03d}"', i / 2)), ["without thousands", "and 20 more"]),
         ("a;y\n" + rows(lambda i: (i, f"5;{i}.5")), ["row 2: a is '0,5'; write it with a decimal"]),
+        ("a;y\n0,125;1\n" + rows(lambda i: (i, f"5;{i}.5")), ["'0,125'; write it with a decimal"]),
+        (
+            "a,y\n" + rows(lambda i: (i * i % 23, ["1", "2", "1.0", "+2"][i % 4])),
+            ["y: classes that are the same number", "'1' and '1.0'", "'2' and '+2'"],
+        ),
+        ("a, a ,y\n1,2,3\n", ["columns named twice: 'a'"]),
         (
             GOOD + "inf,p,3\n-Infinity,p,4\n1e39,p,4\n",
             ["row 42: a is 'inf'", "row 44: a is '1e39'"],
@@ -204,6 +210,64 @@ def test_every_row_as_a_file_decodes_to_its_tensors(load: Load) -> None:
     for name, (decoder, array) in made(raw).items():
         for row in range(40):
             np.testing.assert_array_equal(decode(decoder, raw.sample(row)[1]), array[row], name)
+
+
+@pytest.mark.parametrize(
+    ("header", "names"),
+    [
+        ("a, b,y ", ("a", "b")),
+        ('\n"a","b\nof it",y', ("a", "b\nof it")),
+        ('"a", b,y', ("a", "b")),
+    ],
+)
+def test_a_header_is_read_alike_in_a_table_and_in_a_row(
+    load: Load, header: str, names: tuple[str, str]
+) -> None:
+    """Blanks after commas, and names over two lines as spreadsheets write them."""
+    line = "0.5,{},1"
+    raw = load(f"{header}\n" + rows(lambda i: (i / 7, "True" if i % 3 else "False", other(i))))
+    assert raw.sample is not None
+    for name, (decoder, array) in made(raw).items():
+        assert decoder.columns == names[name == "categorical" :][:1]
+        np.testing.assert_array_equal(decode(decoder, raw.sample(1)[1]), array[1], name)
+        own = decode(decoder, f"{header}\n{line.format('True')}\n".encode())
+        assert own == ([0.5] if name == "numeric" else array[1]), "a row of the file itself"
+
+
+def test_a_category_is_known_however_json_or_csv_spells_it(load: Load) -> None:
+    values = [("True", "1.0", "007", "1", "1.50"), ("False", "2.0", "008", "1.0", "2.50")]
+    raw = load(
+        "t,n,c,d,e,y\n" + rows(lambda i: (*values[i % 2], other(i))), categorical=list("ncde")
+    )
+    decoder, array = made(raw)["categorical"]
+    assert array.min() >= 2 and decoder.columns == ("t", "n", "c", "d", "e")
+
+    def numbers(row: str) -> list[int]:
+        return list(decode(decoder, row.encode()))
+
+    assert numbers('{"t": true, "n": 1, "c": "007", "d": 1.0, "e": 1.5}') == array[0].tolist()
+    assert numbers("t,n,c,d,e\nTRUE,1,007,1,1.5") == array[0].tolist()
+    # A code is no number, and of two values that are the same none is meant.
+    assert numbers('{"t": 1, "n": "one", "c": 7, "d": "1.00", "e": null}') == [1, 1, 1, 1, 0]
+
+
+def test_a_rare_spelling_is_the_common_value_in_training_too(load: Load) -> None:
+    text = "a,y\n" + rows(lambda i: (["true", "True"][i < 3] if i % 2 else "false", other(i)))
+    raw = load(text)
+    decoder, array = made(raw)["categorical"]
+    assert decoder.values == (("false", "true"),) and array.min() == 2
+    assert raw.sample is not None and decode(decoder, raw.sample(1)[1]) == array[1]
+
+
+def test_a_column_that_never_changes_in_training_is_not_blown_up() -> None:
+    from pipeline.statistics import by_channel
+
+    column = np.full((1001, 2), 0.1, np.float32)
+    column[-1] = 0.2
+    column[:, 1] = np.nan
+    constant, gaps = by_channel(column, np.arange(1000))
+    assert (constant.mean, constant.std) == (pytest.approx(0.1), 0.0)  # rounding left 6e-9
+    assert (gaps.mean, gaps.std) == (0.0, 0.0)
 
 
 def test_parquet_says_the_same_as_csv(load: Load, tmp_path: Path) -> None:

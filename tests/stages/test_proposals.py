@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -301,6 +302,54 @@ def test_a_table_that_is_asked_for_what_it_has_not(folder, options, told) -> Non
     table(folder / "flats.csv")
     done = init("flats.csv", *options)
     assert done.exit_code == 2 and told in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda text: text.replace(",", ";").replace(".", ","), "decimal point"),
+        (lambda text: text.replace("city", "st\xe4dt"), "line 1: byte 0xe4"),
+    ],
+)
+def test_what_the_stage_would_refuse_is_refused_at_once(folder: Path, spoil, told) -> None:
+    path = table(folder / "flats.csv")
+    path.write_bytes(spoil(path.read_text()).encode("latin-1"))
+    before = (folder / "params.yaml").read_bytes()
+    done = init("flats.csv")
+    assert done.exit_code == 1 and told in done.stderr
+    assert (folder / "params.yaml").read_bytes() == before
+
+
+def test_a_column_that_is_the_target_over_again_is_left_out(folder: Path) -> None:
+    path = table(folder / "flats.csv")
+    head, *lines = path.read_text().splitlines()
+    path.write_text(
+        "\n".join([f"cents,{head}", *(f"{line.split(',')[-1]}00,{line}" for line in lines)])
+    )
+    done = init("flats.csv")
+    assert done.exit_code == 0 and "ignored: 'cents', the target over again" in done.output
+    chosen = load()["flats"].data
+    assert len(chosen.module.load(chosen.config, folder).target) == 400
+
+
+def test_only_a_table_that_names_sounds_has_its_neighbours_looked_at(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may lie among a million files, or beside a folder that is closed."""
+    from pipeline import folders
+
+    def refused(*_: object) -> None:
+        raise AssertionError("looked at the folder")
+
+    monkeypatch.setattr(folders, "source", refused)
+    assert init(str(table(folder / "flats.csv"))).exit_code == 0
+
+
+def test_a_pipe_among_pictures_is_not_waited_for(folder: Path) -> None:
+    classes(folder / "set")
+    os.mkfifo(folder / "set" / "a" / "pipe.png")
+    done = init("set")
+    assert done.exit_code == 0 and "pipe.png: no regular file" in done.output
 
 
 def test_classes_of_a_number_that_should_be_estimated(folder: Path) -> None:

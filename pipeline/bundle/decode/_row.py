@@ -96,7 +96,7 @@ def number(text: str, name: str) -> float:
 
 def notation(text: str) -> str:
     """What a text that is nearly a number should have been."""
-    if re.fullmatch(r"[+-]?[0-9]{1,3}([,' ][0-9]{3})+(\.[0-9]+)?", text):
+    if re.fullmatch(r"[+-]?[1-9][0-9]{0,2}([,' ][0-9]{3})+(\.[0-9]+)?", text):
         return "; write it without thousands separators: 1234.5"
     if re.fullmatch(r"[+-]?[0-9.]*,[0-9]+", text):
         return "; write it with a decimal point: 1234.5"
@@ -174,10 +174,11 @@ def _json(text: str) -> dict[str, str | None]:
 
 
 def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    twice = _twice([name for name, _ in pairs])
+    named = [(name.strip(), value) for name, value in pairs]  # as the names of a CSV are
+    twice = _twice([name for name, _ in named])
     if twice:
         raise ValueError(f"key {twice[0]!r} is given twice")
-    return dict(pairs)
+    return dict(named)
 
 
 def _twice(names: Sequence[str]) -> list[str]:

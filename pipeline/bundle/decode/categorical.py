@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
-from pipeline.bundle.decode._row import SHOWN, RowDecoder, as_csv, cells
+from pipeline.bundle.decode._row import SHOWN, RowDecoder, as_csv, cells, written
 
 MEDIA = ("text/csv", "application/json", "text/tab-separated-values")
 EXAMPLE = "row.csv"
@@ -82,7 +84,7 @@ def hint(
         for name, text, values in zip(
             decoder.columns, cells(decoder, payload), decoder.values, strict=True
         )
-        if text is not None and text not in values
+        if text is not None and _number(text, values) == UNSEEN
     ]
     if unseen:
         more = f" and {len(unseen) - SHOWN} more" if len(unseen) > SHOWN else ""
@@ -91,10 +93,35 @@ def hint(
     return None
 
 
+def numbering(values: Sequence[str]) -> Callable[[str], int]:
+    """What gives the number of a text: of the value that it is, or that is the same otherwise spelt.
+
+    JSON has `true` and 1 where a CSV had True and 1.0. Where two values are the same, neither is meant.
+    """
+    numbers = {value: FIRST + place for place, value in enumerate(values)}
+    spelt = [(same, value) for value in values if (same := _in_json(value)) is not None]
+    times = Counter(same for same, _ in spelt)
+    alike = {same: numbers[value] for same, value in spelt if times[same] == 1}
+
+    def number(text: str) -> int:
+        return numbers[text] if text in numbers else alike.get(_in_json(text) or "", UNSEEN)
+
+    return number
+
+
+def _in_json(text: str) -> str | None:
+    """A truth value or a number as a client's JSON has it; None for what is another text there."""
+    try:
+        told = json.loads(text.lower(), parse_constant=lambda _: None)
+    except (ValueError, RecursionError):
+        return None
+    return written(told) if isinstance(told, bool | int | float) else None
+
+
 def _number(text: str | None, values: tuple[str, ...]) -> int:
     if text is None:
         return GAP
-    return FIRST + values.index(text) if text in values else UNSEEN
+    return FIRST + values.index(text) if text in values else numbering(values)(text)
 
 
 def _told(number: int, values: tuple[str, ...]) -> str:
