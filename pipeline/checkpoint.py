@@ -8,6 +8,64 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+
+
+class Checkpoints:
+    """A training's `last.pt`, from which it goes on after it was killed, and `best.pt`.
+
+    `key` tells one training from another: a file of another key counts as none.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        key: str,
+        network: nn.Module,
+        optimisers: Mapping[str, torch.optim.Optimizer],
+    ) -> None:
+        self.last, self.best, self.key = folder / "last.pt", folder / "best.pt", key
+        self.network, self.optimisers = network, optimisers
+
+    def save(self, progress: Mapping[str, Any]) -> None:
+        """Everything that the next epoch starts from, random numbers included."""
+        save_state(
+            self.last,
+            {
+                "key": self.key,
+                "network": self.network.state_dict(),
+                "optimisers": {name: each.state_dict() for name, each in self.optimisers.items()},
+                "random": torch.get_rng_state(),
+                "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+                "progress": progress,
+            },
+        )
+
+    def resume(self) -> dict[str, Any]:
+        """Put back what `save` wrote of an unfinished training; its progress, empty where there is none."""
+        state = load_state(self.last)
+        if not state or state.get("key") != self.key or state["progress"]["finished"]:
+            return {}
+        self.network.load_state_dict(state["network"])
+        for name, optimiser in self.optimisers.items():
+            optimiser.load_state_dict(state["optimisers"][name])
+        torch.set_rng_state(state["random"])
+        if state["random_cuda"]:
+            torch.cuda.set_rng_state_all(state["random_cuda"])
+        progress: dict[str, Any] = state["progress"]
+        return progress
+
+    def save_best(self) -> None:
+        """The network as the best one so far."""
+        save_state(self.best, {"key": self.key, "network": self.network.state_dict()})
+
+    def restore_best(self) -> bool:
+        """Put the best network back; whether there is one."""
+        best = load_state(self.best)
+        if best is None or best.get("key") != self.key:
+            return False
+        self.network.load_state_dict(best["network"])
+        return True
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:

@@ -6,18 +6,17 @@ Torch wakes inside the functions, so that the settings below can be checked with
 from __future__ import annotations
 
 import math
-import os
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from pydantic import Field
 
 from pipeline import augment, optimise
 from pipeline.augment import Augment, augmented, mixup
+from pipeline.bar import Bar
 from pipeline.config import ConfigError, Section
 from pipeline.prepared import Rows
 from pipeline.start import settle
@@ -25,6 +24,12 @@ from pipeline.start import settle
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+Turns = Callable[..., Iterator[tuple[str, "torch.Tensor"]]]
+"""`turns(network, raw, taught)`: for a batch, a player's name and the loss of its next step, in turn.
+
+`taught` are targets, each with the share of the loss that it counts for.
+"""
 
 
 class TrainingError(RuntimeError):
@@ -73,13 +78,25 @@ class Config(Section):
 
 @dataclass
 class Progress:
-    """Everything that a training knows beyond weights; what a checkpoint holds beside them."""
+    """Everything that a training knows beyond weights; what a checkpoint holds beside them.
+
+    `history` has a line for each epoch; `best_value` is the watched figure of `best_epoch`, its
+    sign turned where higher is better.
+    """
 
     epoch: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
     best_epoch: int = 0
     best_value: float = math.inf
     finished: bool = False
+
+    def add(self, line: dict[str, float], value: float) -> bool:
+        """Take in an epoch's line; whether `value`, of which less is better, is the best so far."""
+        self.history.append(line)
+        if not value < self.best_value:  # not `>=`: NaN is no better
+            return False
+        self.best_value, self.best_epoch = value, self.epoch
+        return True
 
 
 def choose_device(wanted: Literal["auto", "cpu", "cuda"]) -> str:
@@ -101,7 +118,7 @@ def fit(
     validation: Rows,
     *,
     players: Mapping[str, nn.Module],
-    turns: Callable[..., Iterator[tuple[str, torch.Tensor]]],
+    turns: Turns,
     score: Callable[[nn.Module, Rows], dict[str, float]],
     better: Mapping[str, Literal["higher", "lower"]],
     log: Callable[[dict[str, float]], None],
@@ -110,22 +127,58 @@ def fit(
 ) -> Progress:
     """Train `network` in place and leave the kept epoch's weights in it.
 
-    `players` are the parts that are trained, each with an optimiser of its own. For a batch,
-    `turns(network, raw, taught)` gives a player's name and the loss of its next step, in turn; `taught`
-    are targets, each with the share of the loss that it counts for. Curves show the sum of the losses.
-    `score(network, rows)` gives the watched metrics and `loss` of a split; `better` says which way
-    each improves. `log` is called with one dict of numbers per epoch, `epoch` first. `folder`
-    receives `last.pt` and `best.pt` after every epoch; a later call with the same `key` goes on
-    from an unfinished `last.pt`. Raises `TrainingError` on a loss that is no number.
+    `players` are the parts that are trained, each with an optimiser of its own, and `turns` says what
+    each learns of a batch. Curves show the sum of the losses. `score(network, rows)` gives the watched
+    metrics and `loss` of a split; `better` says which way each improves. `log` is called with one dict
+    of numbers per epoch, `epoch` first. `folder` receives `last.pt` and `best.pt` after every epoch; a
+    later call with the same `key` goes on from an unfinished `last.pt`. Raises `ConfigError` where the
+    settings do not fit the rows or the network, and `TrainingError` on a loss that is no number.
     """
-    import torch
+    from pipeline.checkpoint import Checkpoints
 
-    from pipeline.checkpoint import load_state, save_state
+    _check(config, network, train, players, better)
+    watched = config.early_stopping.metric
+    sign = 1 if better[watched] == "lower" else -1
+    trainer = _Trainer(network, config, players, turns)
+    checkpoints = Checkpoints(folder, key, network, trainer.optimisers)
+    progress = Progress(**checkpoints.resume())
+    if progress.epoch:
+        print(f"resuming after epoch {progress.epoch} of {config.epochs}", flush=True)
+        for line in progress.history:
+            log(line)
 
+    steps = len(train) // config.batch_size
+    bar = Bar(config.epochs, steps, progress.epoch)
+    while progress.epoch < config.epochs and not _patience_ended(progress, config.early_stopping):
+        progress.epoch += 1
+        line = trainer.epoch(progress.epoch, train, bar.step)
+        line |= _judged(score(network, validation), line)
+        if progress.add(line, sign * line[f"validation_{watched}"]):
+            checkpoints.save_best()
+        checkpoints.save(vars(progress))
+        log(line)
+        bar.epoch(line)
+    bar.close()
+
+    if config.early_stopping.keep == "best" and not checkpoints.restore_best():
+        raise TrainingError(f"{folder / 'best.pt'} is gone; delete the folder and train again")
+    progress.finished = True
+    checkpoints.save(vars(progress))
+    return progress
+
+
+def _check(
+    config: Config,
+    network: nn.Module,
+    train: Rows,
+    players: Mapping[str, nn.Module],
+    known: Collection[str],
+) -> None:
+    """Raise `ConfigError` for settings that these rows, figures or parts cannot be trained with."""
     augment.check(config.augment, list(train.arrays))
     watched = config.early_stopping.metric
-    if watched not in better:
-        raise ConfigError(f"train.early_stopping.metric: {watched!r} is not among {sorted(better)}")
+    if watched not in known:
+        raise ConfigError(f"train.early_stopping.metric: {watched!r} is not among {sorted(known)}")
     if config.batch_size > len(train):
         raise ConfigError(
             f"train.batch_size: {config.batch_size} rows, but only {len(train)} to train on"
@@ -138,67 +191,81 @@ def fit(
     for name, part in players.items():
         if not any(parameter.requires_grad for parameter in part.parameters()):
             raise ConfigError(f"model.freeze: nothing of the {name} is left to train")
-    device = next(network.parameters()).device
-    optimisers = {
-        name: optimise.build(config.optimiser, config.lr, part) for name, part in players.items()
-    }
-    progress = Progress()
-    state = load_state(folder / "last.pt")
-    if state and state.get("key") == key and not state["progress"]["finished"]:
-        _restore(state, network, optimisers)
-        progress = Progress(**state["progress"])
-        print(f"resuming after epoch {progress.epoch} of {config.epochs}", flush=True)
-        for line in progress.history:
-            log(line)
 
-    steps_per_epoch = len(train) // config.batch_size
-    bar = _Bar(config.epochs * steps_per_epoch, progress.epoch * steps_per_epoch)
-    while progress.epoch < config.epochs and not _patience_ended(progress, config.early_stopping):
-        progress.epoch += 1
-        network.train()
-        settle(network)
-        losses = torch.zeros((), device=device)
-        for number, (inputs, taught) in enumerate(_shuffled(train, config, progress.epoch)):
-            step = (progress.epoch - 1) * steps_per_epoch + number
-            share = optimise.factor(
-                config.schedule, step, config.epochs * steps_per_epoch, steps_per_epoch
-            )
-            for group in (g for o in optimisers.values() for g in o.param_groups):
-                group["lr"] = config.lr * share
-            raw = [tensor.to(device) for tensor in inputs]
-            batch = [(part, target.to(device)) for part, target in taught]
-            for player, value in _cast(turns(network, raw, batch), config.precision, device):
-                losses += value.detach()
-                optimisers[player].zero_grad(set_to_none=True)
-                (value + optimise.penalty(config.penalty, players[player])).backward()
-                if config.clip_norm:
-                    torch.nn.utils.clip_grad_norm_(players[player].parameters(), config.clip_norm)
-                _step(optimisers[player], progress.epoch, config.lr * share)
-            bar.step()
-        line = _line(progress.epoch, config.lr * share, float(losses) / steps_per_epoch)
-        scores = score(network, validation)
-        _refuse_infinite("validation loss", scores["loss"], line)
-        line |= {f"validation_{name}": value for name, value in scores.items()}
-        progress.history.append(line)
-        sign = 1 if better[watched] == "lower" else -1
-        improved = sign * line[f"validation_{watched}"] < progress.best_value
-        if improved:
-            progress.best_value = sign * line[f"validation_{watched}"]
-            progress.best_epoch = progress.epoch
-            save_state(folder / "best.pt", {"key": key, "network": network.state_dict()})
-        save_state(folder / "last.pt", _state(key, network, optimisers, progress))
-        log(line)
-        bar.epoch(line, config.epochs)
-    bar.close()
 
-    if config.early_stopping.keep == "best":
-        best = load_state(folder / "best.pt")
-        if best is None or best.get("key") != key:
-            raise TrainingError(f"{folder / 'best.pt'} is gone; delete the folder and train again")
-        network.load_state_dict(best["network"])
-    progress.finished = True
-    save_state(folder / "last.pt", _state(key, network, optimisers, progress))
-    return progress
+def _normalises_batches(network: nn.Module) -> bool:
+    from torch import nn
+
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    return any(isinstance(part, kinds) for part in network.modules())
+
+
+class _Trainer:
+    """The steps of a training: whose turn it is, at what learning rate, by which optimiser."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        config: Config,
+        players: Mapping[str, nn.Module],
+        turns: Turns,
+    ) -> None:
+        self.network, self.config, self.players, self.turns = network, config, players, turns
+        self.device = next(network.parameters()).device
+        self.optimisers = {
+            name: optimise.build(config.optimiser, config.lr, part)
+            for name, part in players.items()
+        }
+
+    def epoch(self, epoch: int, train: Rows, stepped: Callable[[], None]) -> dict[str, float]:
+        """One pass over the rows, `stepped` called after each batch; the epoch's line of the curves.
+
+        `lr` is that of its last step, `train_loss` the mean over its batches. Raises `TrainingError`.
+        """
+        import torch
+
+        self.network.train()
+        settle(self.network)
+        steps = len(train) // self.config.batch_size
+        lr, losses = 0.0, torch.zeros((), device=self.device)
+        for number, (inputs, taught) in enumerate(_shuffled(train, self.config, epoch)):
+            lr = self._set_lr((epoch - 1) * steps + number, steps)
+            raw = [tensor.to(self.device) for tensor in inputs]
+            batch = [(share, target.to(self.device)) for share, target in taught]
+            turns = self.turns(self.network, raw, batch)
+            for player, loss in _cast(turns, self.config.precision, self.device):
+                losses += loss.detach()
+                self._learn(player, loss, epoch, lr)
+            stepped()
+        line = {"epoch": epoch, "lr": lr, "train_loss": float(losses) / steps}
+        _refuse_infinite("training loss", line["train_loss"], line)
+        return line
+
+    def _set_lr(self, step: int, steps_per_epoch: int) -> float:
+        """Bring every optimiser to the learning rate of this step of the training, and return it."""
+        steps = self.config.epochs * steps_per_epoch
+        lr = self.config.lr * optimise.factor(self.config.schedule, step, steps, steps_per_epoch)
+        for group in (g for o in self.optimisers.values() for g in o.param_groups):
+            group["lr"] = lr
+        return lr
+
+    def _learn(self, player: str, loss: torch.Tensor, epoch: int, lr: float) -> None:
+        """One step of one player. Raises `TrainingError` where it is too large to be a float32."""
+        import torch
+
+        part, optimiser = self.players[player], self.optimisers[player]
+        optimiser.zero_grad(set_to_none=True)
+        (loss + optimise.penalty(self.config.penalty, part)).backward()
+        if self.config.clip_norm:
+            torch.nn.utils.clip_grad_norm_(part.parameters(), self.config.clip_norm)
+        try:
+            optimiser.step()
+        except RuntimeError as error:
+            if "overflow" not in str(error):
+                raise
+            raise TrainingError(
+                f"a step of epoch {epoch} is beyond what float32 holds (lr {lr:.3g}); lower train.lr"
+            ) from None
 
 
 def _cast(
@@ -213,25 +280,6 @@ def _cast(
         if turn is None:
             return
         yield turn
-
-
-def _normalises_batches(network: nn.Module) -> bool:
-    from torch import nn
-
-    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-    return any(isinstance(part, kinds) for part in network.modules())
-
-
-def _step(optimiser: torch.optim.Optimizer, epoch: int, lr: float) -> None:
-    """One step. Raises `TrainingError` where it is too large to be a float32."""
-    try:
-        optimiser.step()
-    except RuntimeError as error:
-        if "overflow" not in str(error):
-            raise
-        raise TrainingError(
-            f"a step of epoch {epoch} is beyond what float32 holds (lr {lr:.3g}); lower train.lr"
-        ) from None
 
 
 def _shuffled(
@@ -256,13 +304,13 @@ def _shuffled(
             yield inputs, [(1.0, target)]
 
 
-def _line(epoch: int, lr: float, loss: float) -> dict[str, float]:
-    line = {"epoch": epoch, "lr": lr, "train_loss": loss}
-    _refuse_infinite("training loss", loss, line)
-    return line
+def _judged(scores: Mapping[str, float], line: Mapping[str, float]) -> dict[str, float]:
+    """What the validation split says, as the curves name it. Raises `TrainingError`."""
+    _refuse_infinite("validation loss", scores["loss"], line)
+    return {f"validation_{name}": value for name, value in scores.items()}
 
 
-def _refuse_infinite(what: str, value: float, line: dict[str, float]) -> None:
+def _refuse_infinite(what: str, value: float, line: Mapping[str, float]) -> None:
     if not math.isfinite(value):
         raise TrainingError(
             f"the {what} became {value} in epoch {line['epoch']} (lr {line['lr']:.3g}); "
@@ -272,69 +320,3 @@ def _refuse_infinite(what: str, value: float, line: dict[str, float]) -> None:
 
 def _patience_ended(progress: Progress, config: EarlyStopping) -> bool:
     return 0 < config.patience <= progress.epoch - progress.best_epoch
-
-
-def _state(
-    key: str,
-    network: nn.Module,
-    optimisers: Mapping[str, torch.optim.Optimizer],
-    progress: Progress,
-) -> dict[str, Any]:
-    import torch
-
-    return {
-        "key": key,
-        "network": network.state_dict(),
-        "optimisers": {name: each.state_dict() for name, each in optimisers.items()},
-        "random": torch.get_rng_state(),
-        "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "progress": vars(progress),
-    }
-
-
-def _restore(
-    state: dict[str, Any], network: nn.Module, optimisers: Mapping[str, torch.optim.Optimizer]
-) -> None:
-    import torch
-
-    network.load_state_dict(state["network"])
-    for name, optimiser in optimisers.items():
-        optimiser.load_state_dict(state["optimisers"][name])
-    torch.set_rng_state(state["random"])
-    if state["random_cuda"]:
-        torch.cuda.set_rng_state_all(state["random_cuda"])
-
-
-class _Bar:
-    """A live bar on a terminal, one plain line per epoch elsewhere.
-
-    A terminal that says it has no columns (a serial line, a build machine's) would show an empty
-    bar, so it counts as elsewhere.
-    """
-
-    def __init__(self, total: int, done: int) -> None:
-        from tqdm import tqdm
-
-        self.live = sys.stderr.isatty() and _columns() > 0
-        self.tqdm = tqdm(total=total, initial=done, unit="step", disable=not self.live, leave=True)
-
-    def step(self) -> None:
-        self.tqdm.update()
-
-    def epoch(self, line: dict[str, float], epochs: int) -> None:
-        if self.live:
-            self.tqdm.set_description(f"epoch {line['epoch']}/{epochs}", refresh=False)
-            self.tqdm.set_postfix_str(f"validation loss {line['validation_loss']:.4g}")
-        else:
-            numbers = "  ".join(f"{k} {v:.4g}" for k, v in line.items() if k != "epoch")
-            print(f"epoch {line['epoch']}/{epochs}  {numbers}", flush=True)
-
-    def close(self) -> None:
-        self.tqdm.close()
-
-
-def _columns() -> int:
-    """The width of the terminal that standard error is."""
-    if os.environ.get("COLUMNS") == "0":
-        return 0
-    return os.get_terminal_size(sys.stderr.fileno()).columns
