@@ -44,22 +44,13 @@ def bundle(
     """
     inputs, outputs = task.asked(), task.declared()
     versions = {package: version(package) for package in VERSIONS}
+    report = json.loads(layout.metrics.read_bytes())
     # What answers do not tell was measured by torch, of the whole network.
-    scores = {**json.loads(layout.metrics.read_bytes())["test"], **proven.parity.metrics_onnx}
-    golden_rows = layout.golden.read_bytes()
-    files = _files_of(layout, inputs)
-    rows = golden.unpack(golden_rows)[0]
+    scores = {**report["test"], **proven.parity.metrics_onnx}
     contents = {
         "model.onnx": graph,
-        "golden.npz": golden_rows,
-        "profile.json": canonical_json(
-            profile(
-                task.questions(prepared.read(layout.data, "train")),
-                data.target,
-                answers,
-                next((o.threshold for o in outputs if o.threshold is not None), 0.5),
-            )
-        ),
+        "golden.npz": layout.golden.read_bytes(),
+        "profile.json": _profile(layout, data, task, answers),
         "card.md": card(
             experiment.name,
             data,
@@ -67,36 +58,21 @@ def bundle(
             outputs,
             experiment.resolved(),
             scores,
-            _intervals(layout),
+            report["intervals"],
             proven.parity,
             versions,
             notes(layout.weights).origin,
         ).encode(),
-        **files,
+        **_files(layout, inputs),
     }
     manifest = Manifest(
         name=experiment.name,
         task=experiment.task.config.name,
         inputs=inputs,
         outputs=outputs,
-        variants={
-            "fp32": Variant(
-                file="model.onnx",
-                precision="fp32",
-                opset=experiment.export.opset,
-                admitted=proven.holds,
-                gates=proven.gates,
-                parity=proven.parity,
-            )
-        },
+        variants={"fp32": _variant(experiment, proven)},
         metrics=scores,
-        golden=Golden(
-            file="golden.npz",
-            rows=len(next(iter(rows.values()))),
-            tolerance={
-                name: proof.GOLDEN_SLACK * limit for name, limit in proven.parity.tolerance.items()
-            },
-        ),
+        golden=_golden(contents["golden.npz"], proven),
         profile="profile.json",
         card="card.md",
         experiment=experiment.resolved(),
@@ -106,13 +82,38 @@ def bundle(
     return write(layout.bundle, manifest, contents)
 
 
-def _intervals(layout: Layout) -> dict[str, list[float]]:
-    """Of each figure, as `evaluate` found it."""
-    intervals: dict[str, list[float]] = json.loads(layout.metrics.read_bytes())["intervals"]
-    return intervals
+def _profile(
+    layout: Layout, data: prepared.Manifest, task: Any, answers: Mapping[str, np.ndarray]
+) -> bytes:
+    """What training inputs and answers look like, for drift."""
+    given = (output.threshold for output in task.declared() if output.threshold is not None)
+    train = task.questions(prepared.read(layout.data, "train"))
+    return canonical_json(profile(train, data.target, answers, next(given, 0.5)))
 
 
-def _files_of(layout: Layout, inputs: tuple[Input, ...]) -> dict[str, bytes]:
+def _variant(experiment: Experiment, proven: proof.Proof) -> Variant:
+    return Variant(
+        file="model.onnx",
+        precision="fp32",
+        opset=experiment.export.opset,
+        admitted=proven.holds,
+        gates=proven.gates,
+        parity=proven.parity,
+    )
+
+
+def _golden(payload: bytes, proven: proof.Proof) -> Golden:
+    inputs, _ = golden.unpack(payload)
+    return Golden(
+        file="golden.npz",
+        rows=len(next(iter(inputs.values()))),
+        tolerance={
+            name: proof.GOLDEN_SLACK * limit for name, limit in proven.parity.tolerance.items()
+        },
+    )
+
+
+def _files(layout: Layout, inputs: tuple[Input, ...]) -> dict[str, bytes]:
     """What the inputs' decoders read, as it was prepared."""
     names = {name for i in inputs if i.decoder is not None for name in i.decoder.reads}
     return {name: (layout.data / name).read_bytes() for name in sorted(names)}
