@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -93,3 +94,40 @@ def doubling(channels: int, narrower: int, size: tuple[int, int], *, bias: bool)
         output_padding=odd,
         bias=bias,
     )
+
+
+def activated(name: Activation, channels: int, *, batch_norm: bool) -> list[nn.Module]:
+    """What follows a layer of planes: normalisation where it is wanted, and the activation."""
+    from torch import nn
+
+    return [*([nn.BatchNorm2d(channels)] if batch_norm else []), activation(name)]
+
+
+def enlarging(
+    channels: int,
+    narrower: int,
+    size: tuple[int, int],
+    then: Activation | None,
+    *,
+    batch_norm: bool,
+) -> list[nn.Module]:
+    """`doubling`, normalised and activated; without `then` neither, for the levels of a picture."""
+    if then is None:
+        return [doubling(channels, narrower, size, bias=True)]
+    return [
+        doubling(channels, narrower, size, bias=not batch_norm),
+        *activated(then, narrower, batch_norm=batch_norm),
+    ]
+
+
+def unfolding(
+    latent: int, planes: tuple[int, int, int], then: Activation, *, batch_norm: bool
+) -> list[nn.Module]:
+    """`[batch, latent]` -> `[batch, channels, height, width]`: what a picture is enlarged from."""
+    from torch import nn
+
+    return [
+        nn.Linear(latent, prod(planes), bias=not batch_norm),
+        nn.Unflatten(1, planes),
+        *activated(then, planes[0], batch_norm=batch_norm),
+    ]

@@ -18,11 +18,11 @@ from pipeline.config import Section
 from pipeline.layers import (
     Activation,
     Initialisation,
-    activation,
-    doubling,
+    enlarging,
     halved,
     halving,
     initialise,
+    unfolding,
 )
 
 if TYPE_CHECKING:
@@ -92,28 +92,14 @@ def build(config: Config, features: tuple[int, ...], outputs: int) -> nn.Module:
 def _generator(config: Config, features: tuple[int, ...], latent: int) -> nn.Module:
     from torch import nn
 
-    channels, size = features[0], (features[1], features[2])
+    channels, size, bn = features[0], (features[1], features[2]), config.batch_norm
     layers: list[nn.Module] = []
     for place, width in enumerate(config.generator_widths):
-        last = [] if place == 0 else _activated(config, channels)
-        up = doubling(width, channels, size, bias=not (last and config.batch_norm))
-        layers = [up, *last, *layers]
+        then = config.activation if place else None
+        layers = [*enlarging(width, channels, size, then, batch_norm=bn), *layers]
         channels, size = width, halved(size)
-    start = (channels, *size)
-    whole = nn.Sequential(
-        nn.Linear(latent, prod(start), bias=not config.batch_norm),
-        nn.Unflatten(1, start),
-        *_activated(config, channels),
-        *layers,
-    )
-    return initialise(whole, config.initialisation, config.activation)
-
-
-def _activated(config: Config, channels: int) -> list[nn.Module]:
-    from torch import nn
-
-    normalised = [nn.BatchNorm2d(channels)] if config.batch_norm else []
-    return [*normalised, activation(config.activation)]
+    start = unfolding(latent, (channels, *size), config.activation, batch_norm=bn)
+    return initialise(nn.Sequential(*start, *layers), config.initialisation, config.activation)
 
 
 def _discriminator(config: Config, features: tuple[int, ...], latent: int) -> nn.Module:

@@ -17,11 +17,13 @@ from pipeline.config import Section
 from pipeline.layers import (
     Activation,
     Initialisation,
+    activated,
     activation,
-    doubling,
+    enlarging,
     halved,
     halving,
     initialise,
+    unfolding,
 )
 
 if TYPE_CHECKING:
@@ -85,27 +87,19 @@ def _convolutional(
 ) -> tuple[nn.Module, nn.Module]:
     from torch import nn
 
-    channels, size = features[0], (features[1], features[2])
+    channels, size, bn = features[0], (features[1], features[2]), config.batch_norm
     inwards: list[nn.Module] = []
     outwards: list[nn.Module] = []
     for place, width in enumerate(config.widths):
-        inwards += [
-            halving(channels, width, size, bias=not config.batch_norm),
-            *_activated(config, nn.BatchNorm2d(width)),
-        ]
-        last = [] if place == 0 else _activated(config, nn.BatchNorm2d(channels))
-        up = doubling(width, channels, size, bias=not (last and config.batch_norm))
-        outwards = [up, *last, *outwards]
+        inwards.append(halving(channels, width, size, bias=not bn))
+        inwards += activated(config.activation, width, batch_norm=bn)
+        then = config.activation if place else None
+        outwards = [*enlarging(width, channels, size, then, batch_norm=bn), *outwards]
         channels, size = width, halved(size)
     inner = (channels, *size)
     encoder = nn.Sequential(*inwards, nn.Flatten(), nn.Linear(prod(inner), 2 * latent))
-    decoder = nn.Sequential(
-        nn.Linear(latent, prod(inner), bias=not config.batch_norm),
-        nn.Unflatten(1, inner),
-        *_activated(config, nn.BatchNorm2d(channels)),
-        *outwards,
-    )
-    return encoder, decoder
+    start = unfolding(latent, inner, config.activation, batch_norm=bn)
+    return encoder, nn.Sequential(*start, *outwards)
 
 
 def _dense(config: Config, features: tuple[int, ...], latent: int) -> tuple[nn.Module, nn.Module]:
@@ -115,7 +109,9 @@ def _dense(config: Config, features: tuple[int, ...], latent: int) -> tuple[nn.M
         layers: list[nn.Module] = []
         for width, wider in itertools.pairwise(widths):
             layers.append(nn.Linear(width, wider, bias=not config.batch_norm))
-            layers += _activated(config, nn.BatchNorm1d(wider))
+            if config.batch_norm:
+                layers.append(nn.BatchNorm1d(wider))
+            layers.append(activation(config.activation))
         return layers
 
     encoder = nn.Sequential(
@@ -129,7 +125,3 @@ def _dense(config: Config, features: tuple[int, ...], latent: int) -> tuple[nn.M
         nn.Unflatten(1, features),
     )
     return encoder, decoder
-
-
-def _activated(config: Config, normalised: nn.Module) -> list[nn.Module]:
-    return [*([normalised] if config.batch_norm else []), activation(config.activation)]
