@@ -33,6 +33,24 @@ class Split(Section):
     seed: int = Field(0, ge=0, lt=1 << 32, description="deals the rows out another way")
 
 
+PARTS = {
+    "train": ("train", "training"),
+    "validation": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing"),
+}
+"""What people call the parts of a split."""
+
+
+def part_of(name: str) -> str:
+    """'train', 'validation' or 'test', by whichever of its names; '' where it is none of them."""
+    return next((part for part, names in PARTS.items() if name.lower() in names), "")
+
+
+def given_sets(parts: np.ndarray) -> dict[str, np.ndarray]:
+    """The sets that a column of parts `[rows]` deals out, those that have rows: bool `[rows]` each."""
+    return {part: parts == part for part in ("validation", "test") if (parts == part).any()}
+
+
 @dataclass(frozen=True)
 class Stream:
     """Rows that are made one after the other, for data that need not fit into memory.

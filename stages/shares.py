@@ -6,7 +6,7 @@ import math
 from collections import Counter
 
 from pipeline.dataset import counted, listed
-from pipeline.folders import Found
+from pipeline.folders.found import Found
 
 
 def shares(found: Found, noun: str) -> tuple[dict[str, float], dict[str, int]]:

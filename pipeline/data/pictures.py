@@ -1,6 +1,6 @@
 """Pictures in one folder per class, of any size, with or without a ready split.
 
-`pipeline/folders.py` says how the folders are read; a tar archive of them will do.
+`pipeline/folders/__init__.py` says how the folders are read; a tar archive of them will do.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from pipeline import folders
-from pipeline.bundle.decode import DecodeError, decode
+from pipeline.bundle.decode import decode
 from pipeline.bundle.decode.image import Fit, ImageDecoder
 from pipeline.bundle.manifest import Input
-from pipeline.config import Section
-from pipeline.dataset import Encoded, RawData, Split, Stream, listed
-from pipeline.folders import Found, Kind, Source
+from pipeline.dataset import RawData
+from pipeline.folders import files, labels, source
+from pipeline.folders.found import Found, Kind
+from pipeline.folders.source import Source
 
 JPEG = (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo")
 NETPBM = (".pbm", ".pgm", ".pnm", ".ppm")
@@ -26,10 +26,9 @@ SUFFIXES = frozenset((*JPEG, *NETPBM, ".bmp", ".dib", ".gif", ".png", ".webp"))
 PICTURES = Kind("picture", SUFFIXES)
 
 
-class Config(Section):
+class Config(files.Settings):
     """Where the pictures lie, and the one size that they are brought to."""
 
-    name: str
     path: str = Field(
         description="the folder, or tar, of the folders of classes, or of the split's"
     )
@@ -37,15 +36,7 @@ class Config(Section):
     width: int = Field(ge=4, le=4096, description="pixels; every picture is brought to it")
     channels: Literal[1, 3] = Field(3, description="1: grey, 3: RGB")
     fit: Fit = Fit()
-    test_files: tuple[str, ...] = Field(
-        (),
-        description="patterns (`9.*`, `street-*`) of file names that are the test set, "
-        "where no folder is",
-    )
-    validation_files: tuple[str, ...] = Field((), description="the same for the validation set")
     title: str = Field("Pictures in folders", description="what the data is, for the model card")
-    licence: str = Field("not stated", description="under what terms, for the model card")
-    split: Split = Split()
 
     @model_validator(mode="after")
     def _room(self) -> Config:
@@ -72,59 +63,38 @@ def load(config: Config, root: Path) -> RawData:
         channels=config.channels,
         **config.fit.model_dump(),
     )
-    found = folders.looked_through(
-        lambda: folders.scan(found_in, PICTURES),
-        lambda files: _rows(decoder, found_in, files),
+    declared = Input(
+        name="image",
+        dtype="uint8",
+        shape=("batch", *decoder.row),
+        decoder=decoder,
+        units="grey level 0-255" if config.channels == 1 else "RGB level 0-255",
+    )
+    return files.Files(
         found_in,
         PICTURES,
-    )
-    if found.passed_over():
-        print(f"{config.path}: {found.passed_over()}", flush=True)
-    return RawData(
-        rows=Encoded.one(
-            Input(
-                name="image",
-                dtype="uint8",
-                shape=("batch", *decoder.row),
-                decoder=decoder,
-                units="grey level 0-255" if config.channels == 1 else "RGB level 0-255",
-            ),
-            Stream(len(found.files), lambda: _rows(decoder, found_in, found.files)),
-        ),
-        target=found.target(),
-        labels=found.classes,
-        given_test=found.given("test", config.test_files),
-        given_validation=found.given("validation", config.validation_files),
-        files=tuple(found.files),
-        sample=folders.sampler(found_in, found),
-        source={"title": config.title, "licence": config.licence},
-    )
+        look=lambda: labels.by_folder(found_in, PICTURES),
+        rows=lambda places: _rows(decoder, found_in, places),
+        declared=declared,
+    ).load(config)
 
 
 def scan(path: Path) -> Found:
     """The classes and pictures below a folder, looked at by name only. Raises `DataError`."""
-    return folders.scan(_source(path), PICTURES)
+    return labels.by_folder(_source(path), PICTURES)
 
 
 def _source(path: Path) -> Source:
-    return folders.source(
-        path, "a folder with one folder of pictures for each class, or a tar of it"
-    )
+    return source.find(path, "a folder with one folder of pictures for each class, or a tar of it")
 
 
-def _rows(decoder: ImageDecoder, found_in: Source, files: Sequence[str]) -> Iterator[np.ndarray]:
-    mistakes, empty = [], []
-    with found_in.opened() as read:
-        for file in files:
-            try:
-                row = decode(decoder, read(file))
-                if row.max() == row.min():
-                    empty.append(file)
-                yield row
-            except (DecodeError, OSError) as error:
-                mistakes.append(f"{file}: {error}")
-    if mistakes:
-        raise listed(mistakes, f"{found_in.path}: files that cannot be read; mend or remove them")
+def _rows(decoder: ImageDecoder, found_in: Source, places: Sequence[str]) -> Iterator[np.ndarray]:
+    """The pictures that can be read, those that show nothing told. Raises `DataError`."""
+    empty = []
+    for place, row in files.decoded(found_in, places, lambda payload: decode(decoder, payload)):
+        if row.max() == row.min():
+            empty.append(place)
+        yield row
     if len(empty) > 1:
         print(
             f"warning: {found_in.path}: {len(empty)} pictures show nothing once they are read ({empty[0]}, "

@@ -23,7 +23,16 @@ from pipeline.bundle.decode.numeric import NumericDecoder
 from pipeline.bundle.manifest import Input
 from pipeline.columns import Column, Table, header_of, read
 from pipeline.config import Section, suggestion
-from pipeline.dataset import DataError, Encoded, Faults, RawData, Split, listed
+from pipeline.dataset import (
+    DataError,
+    Encoded,
+    Faults,
+    RawData,
+    Split,
+    given_sets,
+    listed,
+    part_of,
+)
 from pipeline.frontends import columns as frontend
 
 MOST_CLASSES = 1000
@@ -38,8 +47,6 @@ MOSTLY_DIFFERENT = 0.5
 
 ID = re.compile(r"(.*[_\W])?(id|uuid|guid|index|key|no|nr|number|unnamed: 0)", re.IGNORECASE)
 DATE = r"^[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}([T ].*)?$|^[0-9]{1,2}[./-][0-9]{1,2}[./-][0-9]{4}( .*)?$"
-PARTS = {"train": "train", "validation": "validation", "val": "validation", "valid": "validation"}
-PARTS |= {"dev": "validation", "test": "test", "training": "train", "testing": "test"}
 
 
 class Config(Section):
@@ -418,7 +425,7 @@ def _given(table: Table, config: Config) -> dict[str, np.ndarray]:
     if not config.split_column:
         return {}
     column = _there(table, config.split_column)
-    said = [PARTS.get(column.text(code).lower(), "") for code in range(len(column))]
+    said = [part_of(column.text(code)) for code in range(len(column))]
     parts = np.array([*said, ""])[column.codes]
     mistakes = [
         f"{table.row(row)}: {'nothing' if column.codes[row] < 0 else column.text(column.codes[row])!r}"
@@ -426,7 +433,7 @@ def _given(table: Table, config: Config) -> dict[str, np.ndarray]:
     ]
     if mistakes:
         raise listed(mistakes, f"{table.path}: {column.name} is neither train, validation nor test")
-    return {part: parts == part for part in ("validation", "test") if (parts == part).any()}
+    return given_sets(parts)
 
 
 def _encoded(config: Config, found: Sorted, train: np.ndarray) -> Encoded:

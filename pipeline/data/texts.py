@@ -20,15 +20,21 @@ from pipeline.bundle.decode import DecodeError, decode
 from pipeline.bundle.decode.text import MAX_BYTES, TOKENIZER, TextDecoder, text_of
 from pipeline.bundle.manifest import Input
 from pipeline.config import Section, suggestion
-from pipeline.dataset import DataError, Encoded, Faults, RawData, Split, listed
+from pipeline.dataset import (
+    DataError,
+    Encoded,
+    Faults,
+    RawData,
+    Split,
+    given_sets,
+    listed,
+    part_of,
+)
 from pipeline.frontends import tokens as frontend
 from pipeline.tokens import Vocabulary
 
 DELIMITERS = {"comma": ",", "tab": "\t", "semicolon": ";"}
 SUFFIXES = {".csv": "comma", ".tsv": "tab", ".tab": "tab"}
-PARTS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
-PARTS |= {"validation": "validation", "val": "validation", "valid": "validation"}
-PARTS |= {"dev": "validation"}
 MOST_LABELS = 1000
 
 
@@ -233,14 +239,14 @@ def _given(table: Table, config: Config) -> dict[str, np.ndarray]:
     if not config.split_column:
         return {}
     said = _column(table, config, config.split_column)
-    parts = np.array([PARTS.get(part.strip().lower(), "") for part in said])
+    parts = np.array([part_of(part.strip()) for part in said])
     mistakes = [f"line {table.lines[row]}: {said[row]!r}" for row in np.flatnonzero(parts == "")]
     if mistakes:
         raise listed(
             mistakes,
             f"{config.path}: {config.split_column} is neither train, validation nor test",
         )
-    return {part: parts == part for part in ("validation", "test") if (parts == part).any()}
+    return given_sets(parts)
 
 
 def _encoded(config: Config, texts: list[str], payloads: list[bytes], train: np.ndarray) -> Encoded:

@@ -105,7 +105,7 @@ def _look(source: Path, files: Sequence[str]) -> Seen:
     """Sizes and colours of some pictures. Raises `DataError` where none can be opened."""
     from PIL import Image
 
-    from pipeline.folders import Source
+    from pipeline.folders.source import Source
 
     sizes, grey, mistakes = [], True, []
     every = max(1, len(files) // COLOURS_OF)

@@ -9,12 +9,14 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from pipeline import folders
 from pipeline.bundle.decode import DecodeError
 from pipeline.bundle.decode.sound import MAX_SECONDS, rate_of, seconds_of
 from pipeline.data.sounds import SOUNDS
 from pipeline.dataset import DataError, counted, listed
-from pipeline.folders import Found, Source, Table
+from pipeline.folders import labels, source
+from pipeline.folders.found import Found
+from pipeline.folders.source import Source
+from pipeline.folders.table import Table, read_table
 from stages import budget
 from stages.proposals import Hints, Learning, Proposal, quoted, spread, written
 from stages.shares import shares
@@ -112,7 +114,7 @@ def propose(source: Path, hints: Hints) -> Proposal | None:
 def _source(path: Path) -> Source | None:
     """What lies there, or beside a table that does."""
     try:
-        return folders.source(path.parent if _is_table(path) else path, "sounds")
+        return source.find(path.parent if _is_table(path) else path, "sounds")
     except DataError:
         return None
 
@@ -127,7 +129,7 @@ def _names_sounds(table: Path) -> bool:
     Asked before anything else: it may lie among a million files, or where some may not be looked at.
     """
     try:
-        _, lines = folders.read_table(Source(table.parent), table.name)
+        _, lines = read_table(Source(table.parent), table.name)
         return any(
             SOUNDS.of(PurePosixPath(value.strip()).name) == "sound"
             for (_, values), _ in zip(lines, range(LOOKED_AT), strict=False)
@@ -154,16 +156,16 @@ def _by_folder(source: Path, found_in: Source) -> Way:
             pattern = "{label}_*"
             return Way(
                 source,
-                folders.by_name(found_in, SOUNDS, pattern),
+                labels.by_name(found_in, SOUNDS, pattern),
                 "by what stands before the first _ of a name: change data.label_from if it is not that",
                 label_from=pattern,
             )
-    return Way(source, folders.scan(found_in, SOUNDS), "by folder")
+    return Way(source, labels.by_folder(found_in, SOUNDS), "by folder")
 
 
 def _by_table(source: Path, found_in: Source, hints: Hints) -> Way | None:
     """A table with a column of sounds that are there; None for any other."""
-    header, lines = folders.read_table(found_in, source.name)
+    header, lines = read_table(found_in, source.name)
     rows = [values for (_, values), _ in zip(lines, range(LOOKED_AT), strict=False)]
     known = set(found_in.below(""))
     path = next(
@@ -184,7 +186,7 @@ def _by_table(source: Path, found_in: Source, hints: Hints) -> Way | None:
     if label is None:
         raise DataError(f"{source}: a column of sounds ({path}), but none of labels beside it")
     table = Table(file=source.name, path=path, label=label, split=split)
-    found = folders.by_table(found_in, SOUNDS, table)
+    found = labels.by_table(found_in, SOUNDS, table)
     return Way(source.parent, found, f"by column {label} of {source.name}", table=table)
 
 

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import folders, prepared
+from pipeline import prepared
 from pipeline.bundle.decode import decode
 from pipeline.config import ConfigError, build
 from pipeline.data import pictures
 from pipeline.dataset import DataError, Encoded, RawData, Split, Stream
+from pipeline.folders.source import MAX_BYTES
 from pipeline.prepared import Rows
 from pipeline.split import SPLITS
 
@@ -233,7 +234,7 @@ def too_large(folder: Path) -> str:
 
 def huge(folder: Path) -> str:
     with open(folder / "a" / "huge.jpg", "wb") as file:
-        file.truncate(folders.MAX_BYTES + 1)
+        file.truncate(MAX_BYTES + 1)
     return "a/huge.jpg: 268435457 bytes; at most 268435456"
 
 
@@ -378,7 +379,7 @@ def test_a_margin_needs_room():
 MEASURE = """
 import sys
 from pathlib import Path
-from pipeline import folders, prepared
+from pipeline import prepared
 from pipeline.data import pictures
 
 def anonymous():

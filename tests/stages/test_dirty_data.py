@@ -24,7 +24,7 @@ from click.testing import CliRunner
 from PIL import Image
 from ruamel.yaml import YAML
 
-from pipeline import folders
+from pipeline.folders.source import MAX_BYTES
 from stages import prepare
 from tests.pipeline import test_idx, test_pictures, test_sounds, test_texts
 from tests.project import ROOT
@@ -151,7 +151,7 @@ def packed(*names: str, mode: Any = "w") -> Spoil:
 
 def huge(root: Path) -> None:
     with open(root / "set" / "a" / "huge.jpg", "wb") as file:
-        file.truncate(folders.MAX_BYTES + 1)
+        file.truncate(MAX_BYTES + 1)
 
 
 def listed(*lines: str) -> Spoil:

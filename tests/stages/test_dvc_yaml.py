@@ -54,6 +54,7 @@ EXEMPT: dict[str, dict[str, str]] = {
     "train": {
         **PREPARED,
         **SHOWN,
+        "pipeline/bar.py": "shows how far a training is",
         "pipeline/pictures.py": "reached by the task; evaluate draws",
         "stages/live.py": "curves on the side, and a key that follows from params and data",
         "stages/tracking/facts.py": "reached by the curves on the side",
@@ -139,6 +140,7 @@ def paths(stage: str, *kinds: str) -> Iterator[str]:
 FOLDERS = (
     "pipeline/augment",
     "pipeline/bundle/decode",
+    "pipeline/folders",
     "pipeline/frontends",
     "pipeline/tasks/_shared",
 )
