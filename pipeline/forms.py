@@ -119,8 +119,9 @@ class Segments(nn.Module):
         edge = torch.arange(self.segments, device=steps.device, dtype=steps.dtype)[None, :, None]
         start = edge * length / self.segments  # [batch, segments, 1], in steps
         stop = (edge + 1) * length / self.segments
-        # A step's place among those that are there; they come first, and the rest weigh nothing.
+        # A step's place among those that are there: they come first, and no part reaches beyond them.
         place = torch.arange(steps.shape[1], device=steps.device, dtype=steps.dtype)[None, None]
         overlap = (torch.minimum(stop, place + 1) - torch.maximum(start, place)).clamp(min=0)
+        # Without any, the first step's place would be reached, and must count for nothing too.
         share = overlap * there[:, None].to(steps.dtype) / (stop - start)
         return ((share @ steps).transpose(1, 2),)

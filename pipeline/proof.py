@@ -66,13 +66,7 @@ def prove(
         for name, r in reference.items()
     }
     gates = [
-        Gate(
-            name=f"largest difference of {name}",
-            measured=_told(difference[name]),
-            limit=tolerance[name],
-            rule="at most",
-            passed=difference[name] <= tolerance[name],
-        )
+        _at_most(f"largest difference of {name}", difference[name], tolerance[name])
         for name in reference
     ]
     agreement = ties = None
@@ -81,23 +75,19 @@ def prove(
         gates.append(
             Gate(
                 name="argmax agreement outside ties",
-                measured=agreement,
+                measured=significant(agreement, 3),
                 limit=1.0,
                 rule="at least",
                 passed=agreement >= 1.0,
             )
         )
-    for name, value in scores[0].items():
-        limit, off = METRICS[name].tolerance(target), abs(value - scores[1][name])
-        gates.append(
-            Gate(
-                name=f"difference in {name}",
-                measured=_told(off),
-                limit=limit,
-                rule="at most",
-                passed=off <= limit,
-            )
+    by_torch, by_onnx = scores
+    gates += [
+        _at_most(
+            f"difference in {name}", abs(value - by_onnx[name]), METRICS[name].tolerance(target)
         )
+        for name, value in by_torch.items()
+    ]
     parity = Parity(
         rows=len(target),
         batch_sizes=BATCH_SIZES,
@@ -105,14 +95,21 @@ def prove(
         tolerance={n: significant(t) for n, t in tolerance.items()},
         argmax_agreement=agreement,
         ties=ties,
-        metrics_torch={n: significant(_told(v)) for n, v in scores[0].items()},
-        metrics_onnx={n: significant(_told(v)) for n, v in scores[1].items()},
+        metrics_torch={n: significant(_told(v)) for n, v in by_torch.items()},
+        metrics_onnx={n: significant(_told(v)) for n, v in by_onnx.items()},
     )
-    rounded = tuple(
-        g.model_copy(update={"measured": significant(g.measured, 3), "limit": significant(g.limit)})
-        for g in gates
+    return Proof(parity, tuple(gates))
+
+
+def _at_most(name: str, measured: float, limit: float) -> Gate:
+    """A gate judged by the figures as they are, and told with those rounded."""
+    return Gate(
+        name=name,
+        measured=significant(_told(measured), 3),
+        limit=significant(limit),
+        rule="at most",
+        passed=measured <= limit,
     )
-    return Proof(parity, rounded)
 
 
 def _told(value: float, instead: float = BEYOND) -> float:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from stages.entry import main, stage
 from stages.layout import Layout, write_atomically
 from stages.params import Experiment
+
+if TYPE_CHECKING:
+    from pipeline.network import Network
+    from pipeline.prepared import Manifest, Rows
+    from pipeline.tasks._shared.contract import Case
 
 
 @stage
@@ -15,10 +20,9 @@ def command(experiment: Experiment, layout: Layout) -> None:
     """Evaluate EXPERIMENT on its test split."""
     from safetensors.numpy import save_file
 
-    from pipeline import attribution, evaluate, pictures, prepared
+    from pipeline import evaluate, pictures, prepared
     from pipeline.bundle.manifest import canonical_json, sha256
     from pipeline.determinism import make_deterministic
-    from pipeline.evaluate import significant
     from pipeline.intervals import intervals
     from pipeline.network import predict
     from pipeline.tables import csv_bytes
@@ -39,22 +43,18 @@ def command(experiment: Experiment, layout: Layout) -> None:
     task.study(prepared.read(layout.data, "train"))
     found = task.examine(network, test, experiment.metrics)
     scores = task.scores(answers, rows.target, experiment.metrics) | found.scores
-    rounded = {name: significant(value) for name, value in scores.items()}
     spread = intervals(
         lambda some, target: task.scores(some, target, experiment.metrics), answers, rows.target
     )
-    write_atomically(layout.metrics, canonical_json(report(rounded, spread)))
+    write_atomically(layout.metrics, canonical_json(report(scores, spread)))
+
     tables = task.tables(answers, rows.target) | found.tables
     tables["mistakes"] = task.mistakes(answers, rows)
     drawn = task.pictures(answers, rows) | found.pictures
     drawn["curves.svg"] = pictures.curves(layout.history.read_text())
     if cases := task.cases(answers, rows.target):
-        files = {name: (layout.data / name).read_bytes() for name in manifest.files}
-        looked = attribution.looked(
-            network, manifest, task.strength, rows, cases, files, experiment.train.batch_size
-        )
-        drawn["attributions.png"] = attribution.picture(looked, rows.name)
-        tables["attributions"] = attribution.table(looked, rows.name)
+        looked = _looked(experiment, layout, manifest, task, network, rows, cases)
+        tables["attributions"], drawn["attributions.png"] = looked
     layout.tables.mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():
         if table:
@@ -67,6 +67,25 @@ def command(experiment: Experiment, layout: Layout) -> None:
     )
 
 
+def _looked(
+    experiment: Experiment,
+    layout: Layout,
+    manifest: Manifest,
+    task: Any,
+    network: Network,
+    rows: Rows,
+    cases: Sequence[Case],
+) -> tuple[list[dict[str, Any]], bytes]:
+    """What decided these answers: a table, and a PNG."""
+    from pipeline import attribution
+
+    files = {name: (layout.data / name).read_bytes() for name in manifest.files}
+    looked = attribution.looked(
+        network, manifest, task.strength, rows, cases, files, experiment.train.batch_size
+    )
+    return attribution.table(looked, rows.name), attribution.picture(looked, rows.name)
+
+
 def report(
     scores: Mapping[str, float], spread: Mapping[str, tuple[float, float]]
 ) -> dict[str, Any]:
@@ -74,11 +93,13 @@ def report(
 
     It passes over lists, so the other intervals crowd nothing.
     """
+    from pipeline.evaluate import significant
+
     told = [
         f"{name} {spread[name][0]:g} to {spread[name][1]:g}" for name in scores if name in spread
     ]
     return {
-        "test": scores,
+        "test": {name: significant(value) for name, value in scores.items()},
         "interval": told[0] if told else "none",
         "intervals": {name: list(ends) for name, ends in spread.items()},
     }

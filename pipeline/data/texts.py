@@ -134,6 +134,30 @@ def read(path: Path, config: Config) -> Table:
         if config.delimiter == "auto"
         else config.delimiter
     ]
+    rows, lines = _rows(path, config, delimiter)
+    if len(rows) < 2:
+        raise DataError(f"{path}: expected a first row that names the columns, and rows below it")
+    columns = tuple(name.strip() for name in rows[0])
+    twice = [name for name in dict.fromkeys(columns) if name and columns.count(name) > 1]
+    if twice:
+        raise DataError(f"{path}: columns named twice: {', '.join(map(repr, twice))}; rename one")
+    wrong = [
+        f"line {line}: {len(row)} columns"
+        for row, line in zip(rows[1:], lines[1:], strict=True)
+        if len(row) != len(columns)
+    ]
+    if wrong:
+        raise listed(
+            wrong,
+            f"{path}: rows of another number of columns than the first row's {len(columns)}; a text "
+            f"that holds a {config.delimiter if config.delimiter != 'auto' else repr(delimiter)} must "
+            "stand in quotes",
+        )
+    return Table(columns, rows[1:], lines[1:])
+
+
+def _rows(path: Path, config: Config, delimiter: str) -> tuple[list[list[str]], list[int]]:
+    """Rows that are not empty, and the line that each begins in. Raises `DataError`."""
     text = _decoded(path, config.encoding)
     usual = csv.field_size_limit(MAX_BYTES)
     reader = csv.reader(
@@ -156,25 +180,7 @@ def read(path: Path, config: Config) -> Table:
         ) from None
     finally:
         csv.field_size_limit(usual)  # it holds for the whole process
-    if len(rows) < 2:
-        raise DataError(f"{path}: expected a first row that names the columns, and rows below it")
-    columns = tuple(name.strip() for name in rows[0])
-    twice = [name for name in dict.fromkeys(columns) if name and columns.count(name) > 1]
-    if twice:
-        raise DataError(f"{path}: columns named twice: {', '.join(map(repr, twice))}; rename one")
-    wrong = [
-        f"line {line}: {len(row)} columns"
-        for row, line in zip(rows[1:], lines[1:], strict=True)
-        if len(row) != len(columns)
-    ]
-    if wrong:
-        raise listed(
-            wrong,
-            f"{path}: rows of another number of columns than the first row's {len(columns)}; a text "
-            f"that holds a {config.delimiter if config.delimiter != 'auto' else repr(delimiter)} must "
-            "stand in quotes",
-        )
-    return Table(columns, rows[1:], lines[1:])
+    return rows, lines
 
 
 def sort_out(table: Table, config: Config) -> tuple[list[str], list[str]]:

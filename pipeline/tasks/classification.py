@@ -9,17 +9,16 @@ import numpy as np
 from pydantic import Field
 
 from pipeline import mistakes, pictures
-from pipeline.bundle.manifest import Input, Output
-from pipeline.config import ConfigError, Section, suggestion
+from pipeline.bundle.manifest import Input
+from pipeline.config import Section
 from pipeline.metrics import METRICS, area, confusion, roc
 from pipeline.prepared import Rows
 from pipeline.target import Target
 from pipeline.tasks._shared.cases import chosen
-from pipeline.tasks._supervised import Case, Plot, Supervised
+from pipeline.tasks._supervised import Case, Labelled, Plot, label_weights
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
 
 class Config(Section):
@@ -42,7 +41,7 @@ class Config(Section):
     )
 
 
-class Task(Supervised):
+class Task(Labelled):
     """What the network is taught, what of it is shipped, and how its answers are judged."""
 
     teaches = "class"
@@ -57,8 +56,6 @@ class Task(Supervised):
 
     def __init__(self, config: Config, target: Target, inputs: tuple[Input, ...]) -> None:
         super().__init__(config, target, inputs)
-        self.labels = target.labels
-        self.outputs = len(target.labels)
         self.weights = _weights(config, target)
 
     def loss(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -82,36 +79,9 @@ class Task(Supervised):
         """The loss of answers already given, without smoothing: what curves and stopping look at."""
         return METRICS["log_loss"](answers["probabilities"], target)
 
-    def deployable(self, network: nn.Module) -> nn.Module:
-        """The part that is shipped: raw inputs -> (logits, probabilities)."""
-        from torch import nn
-
-        class Classifier(nn.Module):
-            def __init__(self) -> None:
-                super().__init__()
-                self.network = network
-
-            def forward(self, *raw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-                logits = self.network(*raw)
-                return logits, logits.softmax(-1)
-
-        return Classifier().eval()
-
-    def declared(self) -> tuple[Output, ...]:
-        """The outputs of `deployable`, in order."""
-        shape = ("batch", self.outputs)
-        return (
-            Output(
-                name="logits", dtype="float32", shape=shape, labels=self.labels, units="log-odds"
-            ),
-            Output(
-                name="probabilities",
-                dtype="float32",
-                shape=shape,
-                labels=self.labels,
-                units="0 to 1",
-            ),
-        )
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        """Of one label each: they add up to 1."""
+        return logits.softmax(-1)
 
     def tables(
         self, answers: Mapping[str, np.ndarray], target: np.ndarray
@@ -126,11 +96,7 @@ class Task(Supervised):
                 {"actual": self.labels[a], "predicted": self.labels[p]}
                 for a, p in zip(target, predicted, strict=True)
             ],
-            "roc": [
-                {"label": self.labels[i], "false_positive_rate": f, "true_positive_rate": t}
-                for i, (false, true) in curves.items()
-                for f, t in zip(false.tolist(), true.tolist(), strict=True)
-            ],
+            "roc": self.roc_table(curves),
             "classes": [
                 {
                     "label": label,
@@ -181,10 +147,4 @@ def _weights(config: Config, target: Target) -> tuple[float, ...] | None:
     if isinstance(given, str):
         rows = target.rows
         return tuple(sum(rows) / (len(rows) * count) for count in rows)
-    for label, weight in given.items():
-        place = f"task.class_weights.{label}"
-        if label not in target.labels:
-            raise ConfigError(f"{place}: no such label{suggestion(label, list(target.labels))}")
-        if weight <= 0:
-            raise ConfigError(f"{place}: expected a number greater than 0, got {weight:g}")
-    return tuple(given.get(label, 1.0) for label in target.labels)
+    return label_weights(given, target, "task.class_weights")

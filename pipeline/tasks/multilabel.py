@@ -9,17 +9,16 @@ import numpy as np
 from pydantic import Field
 
 from pipeline import pictures
-from pipeline.bundle.manifest import Input, Output
-from pipeline.config import ConfigError, Section, suggestion
+from pipeline.bundle.manifest import Input
+from pipeline.config import Section
 from pipeline.metrics import METRICS, area, average_precision, roc
 from pipeline.prepared import Rows
 from pipeline.target import Target
 from pipeline.tasks._shared.cases import chosen
-from pipeline.tasks._supervised import Case, Plot, Supervised
+from pipeline.tasks._supervised import Case, Labelled, Plot, label_weights
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
 
 class Config(Section):
@@ -36,12 +35,13 @@ class Config(Section):
     )
 
 
-class Task(Supervised):
+class Task(Labelled):
     """What the network is taught, what of it is shipped, and how its answers are judged."""
 
     teaches = "tags"
     judged = "logits"
     watched = ("micro_f1",)
+    meaning = "0 to 1, each label by itself"
     plots: ClassVar = {
         "roc": Plot("ROC by label", "roc", "false_positive_rate", "true_positive_rate"),
         "labels": Plot("F1 by label", "bar_horizontal", "f1", "label"),
@@ -49,67 +49,33 @@ class Task(Supervised):
 
     def __init__(self, config: Config, target: Target, inputs: tuple[Input, ...]) -> None:
         super().__init__(config, target, inputs)
-        self.labels = target.labels
-        self.outputs = len(target.labels)
-        for label, weight in config.positive_weights.items():
-            place = f"task.positive_weights.{label}"
-            if label not in self.labels:
-                raise ConfigError(f"{place}: no such label{suggestion(label, list(self.labels))}")
-            if weight <= 0:
-                raise ConfigError(f"{place}: expected a number greater than 0, got {weight:g}")
+        self.threshold = config.threshold
+        self.weights = label_weights(config.positive_weights, target, "task.positive_weights")
 
     def loss(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Mean binary cross-entropy. logits float32, target bool `[batch, labels]` -> scalar."""
         import torch
         from torch.nn import functional
 
-        weights = [self.config.positive_weights.get(label, 1.0) for label in self.labels]
         return functional.binary_cross_entropy_with_logits(
-            logits, target.to(logits.dtype), pos_weight=torch.tensor(weights, device=logits.device)
+            logits,
+            target.to(logits.dtype),
+            pos_weight=torch.tensor(self.weights, device=logits.device),
         )
 
     def plain_loss(self, answers: Mapping[str, np.ndarray], target: np.ndarray) -> float:
         """The loss of answers already given, unweighted: what curves and stopping look at."""
         return METRICS["log_loss"](answers["logits"], target)
 
-    def deployable(self, network: nn.Module) -> nn.Module:
-        """The part that is shipped: raw inputs -> (logits, probabilities)."""
-        import torch
-        from torch import nn
-
-        class Tagger(nn.Module):
-            def __init__(self) -> None:
-                super().__init__()
-                self.network = network
-
-            def forward(self, *raw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-                logits = self.network(*raw)
-                return logits, torch.sigmoid(logits)
-
-        return Tagger().eval()
-
-    def declared(self) -> tuple[Output, ...]:
-        """The outputs of `deployable`, in order."""
-        shape = ("batch", self.outputs)
-        return (
-            Output(
-                name="logits", dtype="float32", shape=shape, labels=self.labels, units="log-odds"
-            ),
-            Output(
-                name="probabilities",
-                dtype="float32",
-                shape=shape,
-                labels=self.labels,
-                threshold=self.config.threshold,
-                units="0 to 1, each label by itself",
-            ),
-        )
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        """Of each label by itself."""
+        return logits.sigmoid()
 
     def scores(
         self, answers: Mapping[str, np.ndarray], target: np.ndarray, names: Iterable[str]
     ) -> dict[str, float]:
         """The named metrics; those that count rows are given what holds at the threshold."""
-        held = answers["probabilities"] >= np.float32(self.config.threshold)
+        held = answers["probabilities"] >= np.float32(self.threshold)
         return {
             name: METRICS[name](
                 held if METRICS[name].agreement == "equal" else answers["logits"], target
@@ -122,15 +88,11 @@ class Task(Supervised):
     ) -> dict[str, list[dict[str, Any]]]:
         """CSV tables by name: ROC points, and scores by label at the threshold."""
         logits = answers["logits"]
-        held = answers["probabilities"] >= np.float32(self.config.threshold)
+        held = answers["probabilities"] >= np.float32(self.threshold)
         curves = {i: roc(logits[:, i], target[:, i]) for i in range(self.outputs)}
         found, said, have = (held & target).sum(0), held.sum(0), target.sum(0)
         return {
-            "roc": [
-                {"label": self.labels[i], "false_positive_rate": f, "true_positive_rate": t}
-                for i, (false, true) in curves.items()
-                for f, t in zip(false.tolist(), true.tolist(), strict=True)
-            ],
+            "roc": self.roc_table(curves),
             "labels": [
                 {
                     "label": label,
@@ -148,7 +110,7 @@ class Task(Supervised):
     def pictures(self, answers: Mapping[str, np.ndarray], rows: Rows) -> dict[str, bytes]:
         """Pictures of the answers over these rows, by file name."""
         return pictures.multilabel(
-            answers["probabilities"], np.asarray(rows.target), self.labels, self.config.threshold
+            answers["probabilities"], np.asarray(rows.target), self.labels, self.threshold
         )
 
     def cases(self, answers: Mapping[str, np.ndarray], target: np.ndarray) -> list[Case]:

@@ -60,46 +60,44 @@ class Facts:
 
 def gather(experiment: Experiment, layout: Layout) -> Facts:
     """Read it all. Raises `BundleError` or `StageError` where the pipeline was not run whole."""
-    from pipeline import prepared
-
     stages = state.section(experiment.name)
-    key = state.pipeline_key(stages)
     bundle = bundles.read(layout.bundle)
-    # DVC need not bring intermediate files into a fresh clone: then their digests are unknown.
-    data = train = None
-    if (layout.data / prepared.MANIFEST).is_file():
-        data = prepared.digest(prepared.read_manifest(layout.data))
-        if experiment.start.path is None or experiment.start.path.is_file():
-            train = experiment.train_key(data)
-    weights = digest_of(layout.weights)
-    onnx = bundle.manifest.files[bundle.manifest.variants["fp32"].file].sha256
-    git = git_state()
-    dvc_experiment = os.environ.get("DVC_EXP_NAME") or None
-    tags = {
+    lineage = _lineage(experiment, layout, bundle, stages)
+    return Facts(
+        experiment=experiment.name,
+        layout=layout,
+        bundle=bundle,
+        key=lineage["pipeline_key"],
+        train_key=lineage["train_key"],
+        params=flat_params(experiment.resolved()),
+        tags=_tags(experiment, bundle, lineage),
+        curves=curves(layout.history),
+        finals=finals(json_of(layout.metrics), json_of(layout.parity)),
+        latency={
+            name if name.startswith("latency.") else f"latency.{name}": value
+            for name, value in numbers(json_of(layout.latency))
+        },
+        latency_digest=digest_of(layout.latency) or "",
+        lineage=lineage,
+    )
+
+
+def _lineage(
+    experiment: Experiment, layout: Layout, bundle: Bundle, stages: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+    """Where a bundle comes from, as `lineage.json` says it before the run is known."""
+    data, train = _data_and_train_key(experiment, layout)
+    return {
         "experiment": experiment.name,
-        "pipeline.key": key,
-        "train.key": train,
         "bundle": bundle.digest,
-        "onnx.sha256": onnx,
-        "data.sha256": data,
-        "weights.sha256": weights,
-        "git.commit": git and git["commit"],
-        "git.dirty": git and str(git["dirty"]).lower(),
-        "dvc.experiment": dvc_experiment,
-        "threads": str(experiment.train.threads),
-    }
-    tags |= {f"version.{name}": version for name, version in versions(bundle).items()}
-    lineage = {
-        "experiment": experiment.name,
-        "bundle": bundle.digest,
-        "onnx_sha256": onnx,
-        "weights_sha256": weights,
+        "onnx_sha256": bundle.manifest.files[bundle.manifest.variants["fp32"].file].sha256,
+        "weights_sha256": digest_of(layout.weights),
         "data_sha256": data,
-        "pipeline_key": key,
+        "pipeline_key": state.pipeline_key(stages),
         "train_key": train,
-        "git": git,
+        "git": git_state(),
         "dvc": {
-            "experiment": dvc_experiment,
+            "experiment": os.environ.get("DVC_EXP_NAME") or None,
             "data_md5": {
                 path: md5
                 for path, md5 in state.files(stages["prepare"], "deps").items()
@@ -108,24 +106,41 @@ def gather(experiment: Experiment, layout: Layout) -> Facts:
         },
         "mlflow": None,
     }
-    latency = json_of(layout.latency)
-    return Facts(
-        experiment=experiment.name,
-        layout=layout,
-        bundle=bundle,
-        key=key,
-        train_key=train,
-        params=flat_params(experiment.resolved()),
-        tags={name: value for name, value in tags.items() if value},
-        curves=curves(layout.history),
-        finals=finals(json_of(layout.metrics), json_of(layout.parity)),
-        latency={
-            name if name.startswith("latency.") else f"latency.{name}": value
-            for name, value in numbers(latency)
-        },
-        latency_digest=digest_of(layout.latency) or "",
-        lineage=lineage,
-    )
+
+
+def _data_and_train_key(experiment: Experiment, layout: Layout) -> tuple[str | None, str | None]:
+    """Digest of the prepared data, and the key of the training; none where files are not here.
+
+    DVC need not bring intermediate files into a fresh clone.
+    """
+    from pipeline import prepared
+
+    if not (layout.data / prepared.MANIFEST).is_file():
+        return None, None
+    data = prepared.digest(prepared.read_manifest(layout.data))
+    if experiment.start.path is None or experiment.start.path.is_file():
+        return data, experiment.train_key(data)
+    return data, None
+
+
+def _tags(experiment: Experiment, bundle: Bundle, lineage: Mapping[str, Any]) -> dict[str, str]:
+    """The lineage as tags of a run, those that are known; threads and versions beside it."""
+    git = lineage["git"]
+    tags = {
+        "experiment": experiment.name,
+        "pipeline.key": lineage["pipeline_key"],
+        "train.key": lineage["train_key"],
+        "bundle": lineage["bundle"],
+        "onnx.sha256": lineage["onnx_sha256"],
+        "data.sha256": lineage["data_sha256"],
+        "weights.sha256": lineage["weights_sha256"],
+        "git.commit": git and git["commit"],
+        "git.dirty": git and str(git["dirty"]).lower(),
+        "dvc.experiment": lineage["dvc"]["experiment"],
+        "threads": str(experiment.train.threads),
+    }
+    tags |= {f"version.{name}": version for name, version in versions(bundle).items()}
+    return {name: value for name, value in tags.items() if value}
 
 
 def finals(metrics: Mapping[str, Any], parity: Mapping[str, Any]) -> dict[str, float]:

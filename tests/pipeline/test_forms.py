@@ -65,6 +65,11 @@ def test_padding_changes_no_segment(lengths, more):
     torch.testing.assert_close(tight, wide, rtol=1e-5, atol=1e-5)
 
 
+def test_a_row_without_steps_is_nothing():
+    form, _ = adapted(SEQUENCE, "vector")
+    assert not form(sequence([0, 2], 3))[0][0].any()
+
+
 def test_segments_are_means_of_equal_parts():
     form, _ = adapted(Features("sequence", (1,), segments=2), "vector")
     steps = torch.tensor([[[1.0], [2.0], [6.0], [0.0]]])
