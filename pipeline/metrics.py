@@ -28,7 +28,6 @@ from pipeline.target import Kind
 
 CALIBRATION_BINS = 15
 
-
 Score = Callable[[np.ndarray, np.ndarray], float]
 Better = Literal["higher", "lower"]
 Agreement = Literal["equal", "close", "one row", "in units", "in deviations"]

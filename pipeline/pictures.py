@@ -218,11 +218,9 @@ def _mistakes(
             stretched = max(seen.shape[:2]) > 2 * min(seen.shape[:2])
             aspect = "auto" if stretched else "equal"
             ax.imshow(seen, cmap="gray", vmin=0, vmax=255, aspect=aspect)
-            told = labels[predicted[row]] if wrong else f"{labels[target[row]]} ok"
+            verdict = f" → {labels[predicted[row]]}" if wrong else " ok"
             ax.set_title(
-                f"{labels[target[row]]} → {told}\np={probabilities[row].max():.2f}"
-                if wrong
-                else f"{told}\np={probabilities[row].max():.2f}",
+                f"{labels[target[row]]}{verdict}\np={probabilities[row].max():.2f}",
                 color="#c53030" if wrong else GREY,
                 size=8,
             )

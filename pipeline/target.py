@@ -18,7 +18,6 @@ Kind = Literal["class", "tags", "number"]
 STRATA = 10
 """Parts of equal size, by their order, in which numbers are dealt."""
 
-
 LEAST = 10
 """Rows of such a part at least: of fewer, a tenth to validate by would be none."""
 

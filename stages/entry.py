@@ -57,6 +57,7 @@ def main(command: click.Command) -> NoReturn:
     What libraries registered for the end is done; only the dismantling of torch's thousands of
     modules is left out, which takes longer than many a stage's own work.
     """
+    code = 0
     try:
         command()
     except SystemExit as leaving:

@@ -12,6 +12,8 @@ from pipeline.config import Section
 if TYPE_CHECKING:
     import torch
 
+INPUT = "image"
+
 
 class Affine(Section):
     """One affine map per picture, each part drawn evenly from -value to +value; all 0: none."""
@@ -24,9 +26,6 @@ class Affine(Section):
     @property
     def active(self) -> bool:
         return any((self.rotate, self.scale, self.shear, self.shift))
-
-
-INPUT = "image"
 
 
 class Settings(Affine):
@@ -126,13 +125,6 @@ def erase(image: torch.Tensor, most: float) -> torch.Tensor:
     return torch.where(inside[..., None], mean, image)
 
 
-def _grey(levels: torch.Tensor) -> torch.Tensor:
-    """Luminance (ITU-R 601), `[batch, height, width, 1]`."""
-    if levels.shape[-1] == 1:
-        return levels
-    return (levels * levels.new_tensor([0.299, 0.587, 0.114])).sum(-1, keepdim=True)
-
-
 def affine(image: torch.Tensor, config: Affine) -> torch.Tensor:
     """uint8 `[batch, height, width, channels]` -> the same, each picture moved on its own.
 
@@ -157,3 +149,10 @@ def affine(image: torch.Tensor, config: Affine) -> torch.Tensor:
     grid = functional.affine_grid(matrix.to(image.device), list(planes.shape), align_corners=False)
     moved = functional.grid_sample(planes, grid, mode="bilinear", align_corners=False)
     return moved.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+
+
+def _grey(levels: torch.Tensor) -> torch.Tensor:
+    """Luminance (ITU-R 601), `[batch, height, width, 1]`."""
+    if levels.shape[-1] == 1:
+        return levels
+    return (levels * levels.new_tensor([0.299, 0.587, 0.114])).sum(-1, keepdim=True)

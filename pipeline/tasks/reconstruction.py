@@ -64,7 +64,7 @@ class Config(Section):
 
 
 class Task(Generative):
-    """A network that is taught to give back what it was shown."""
+    """A network that is taught to give back what it was shown; both of its sides are one player."""
 
     body = "autoencoder"
     parts = ("decoder", "encoder", "autoencoder")
@@ -90,10 +90,6 @@ class Task(Generative):
             each = ((logits.sigmoid() - wanted) / deviation).square() / 2
             each = each + math.log(deviation * math.sqrt(2 * math.pi))
         return each.flatten(1).sum(1)
-
-    def players(self, network: nn.Module) -> dict[str, nn.Module]:
-        """Both sides are one player."""
-        return {"network": network}
 
     def turns(
         self, network: nn.Module, raw: Sequence[torch.Tensor], taught: Taught

@@ -275,6 +275,7 @@ def write_params(path: Path, experiments: dict[str, Any]) -> None:
 
 
 def plain(text: str) -> Any:
+    """YAML as plain Python data."""
     return YAML(typ="safe", pure=True).load(text)
 
 
@@ -295,6 +296,7 @@ def graph_yaml() -> YAML:
 
 
 def dump(document: Any, yaml: YAML | None = None) -> bytes:
+    """A document as YAML, in the style of `round_trip` unless told otherwise."""
     text = io.BytesIO()
     (yaml or round_trip()).dump(document, text)
     return text.getvalue()

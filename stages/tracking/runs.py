@@ -40,7 +40,6 @@ ABANDONED_AFTER = 15 * 60
 
 METRICS_AT_ONCE, PARAMS_AT_ONCE = 1000, 100  # MLflow's limits for one batch
 
-
 How = Literal["new", "found", "adopted"]
 
 

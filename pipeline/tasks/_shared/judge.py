@@ -8,15 +8,11 @@ data instead of ImageNet's).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from pipeline.prepared import Rows
 from pipeline.target import Target
-
-if TYPE_CHECKING:
-    import torch
+from pipeline.tasks._shared.generative import levels
 
 ROWS = 24_000
 PASSES = 3
@@ -60,7 +56,7 @@ class Judge:
             order = torch.randperm(len(chosen)).numpy()
             for start in range(0, len(chosen) - batch + 1, batch):
                 some = np.sort(chosen[order[start : start + batch]])
-                told = whole(_planes(np.array(train.arrays[name][some])))
+                told = whole(levels(torch.from_numpy(np.array(train.arrays[name][some]))))
                 known = torch.from_numpy(np.array(train.target[some]))
                 if target.kind == "class":
                     loss = functional.cross_entropy(told, known)
@@ -81,7 +77,8 @@ class Judge:
         features, probabilities = [], []
         with torch.inference_mode():
             for start in range(0, len(pictures), batch):
-                seen = self.body(_planes(np.array(pictures[start : start + batch])))
+                some = torch.from_numpy(np.array(pictures[start : start + batch]))
+                seen = self.body(levels(some))
                 features.append(seen.numpy())
                 probabilities.append(self.head(seen).softmax(1).numpy())
         return np.concatenate(features), np.concatenate(probabilities)
@@ -98,10 +95,3 @@ def distance(first: np.ndarray, second: np.ndarray) -> float:
     both = np.sqrt(np.clip(np.linalg.eigvalsh(root @ wide @ root), 0, None)).sum()
     apart = float(((mean - other) ** 2).sum() + np.trace(spread) + np.trace(wide) - 2 * both)
     return max(0.0, apart)
-
-
-def _planes(pictures: np.ndarray) -> torch.Tensor:
-    """uint8 `[rows, height, width, channels]` -> float32 `[rows, channels, height, width]`, 0 to 1."""
-    import torch
-
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
