@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from pipeline.dataset import counted
+
 SECONDS = 240.0
 """What a proposed training may take on one thread; a slower machine than ours has a minute to spare."""
 
@@ -39,6 +41,11 @@ class Choice:
     batch_size: int
     minutes: float
     """What the training is expected to take, at most."""
+
+    @property
+    def duration(self) -> str:
+        """`3 minutes`, at least one."""
+        return counted(max(1, round(self.minutes)), "minute")
 
 
 def choose(

@@ -71,6 +71,11 @@ def spread(files: Sequence[str], count: int) -> Sequence[str]:
     return files[:: max(1, math.ceil(len(files) / count))]
 
 
+def batch_size(rows: int, most: int) -> int:
+    """A power of 2 that makes about twenty steps of a pass over the rows, from 8 to `most`."""
+    return min(most, 2 ** int(math.log2(max(8, rows / 20))))
+
+
 def quoted(value: object) -> str:
     """A text, or a list of them, as YAML has it."""
     return json.dumps(value, ensure_ascii=False)

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.data import pictures
-from pipeline.dataset import counted, listed
+from pipeline.dataset import listed
 from stages import budget
 from stages.proposals import Hints, Learning, Proposal, plain, quoted, spread, written
-from stages.shares import shares
+from stages.shares import shares, summary
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -52,15 +52,16 @@ def propose(source: Path, hints: Hints) -> Proposal | None:
     found = pictures.scan(source)
     seen = _look(source, spread(found.files, LOOKED_AT))
     dealt, counts = shares(found, "picture")
-    rows = counts["train"]
     channels = 1 if seen.grey else 3
-    choice = budget.choose(rows, len(found.classes), _proportions(seen), channels)
+    choice = budget.choose(counts["train"], len(found.classes), _proportions(seen), channels)
     fit = "crop" if seen.lost <= MAX_LOST else "pad"
+    sizes = "all" if seen.one_size else "usually"
+    original = f"{seen.size[0]}x{seen.size[1]}"
     data = TEXT.format(
         path=quoted(str(source)),
         title=quoted(f"pictures of {source.name or source.resolve().name}"),
-        sizes="all" if seen.one_size else "usually",
-        original=f"{seen.size[0]}x{seen.size[1]}",
+        sizes=sizes,
+        original=original,
         height=choice.height,
         width=choice.width,
         channels=channels,
@@ -71,27 +72,31 @@ def propose(source: Path, hints: Hints) -> Proposal | None:
     learning = Learning(
         choice.epochs,
         choice.batch_size,
-        augment=AUGMENT.format(
-            crop=max(1, min(choice.height, choice.width) // 10),
-            flip=plain(not seen.grey),
-            rotate=5 if rows < budget.SMALL_SET else 0,
-            scale=0.1 if rows < budget.SMALL_SET else 0,
-            colour=0 if seen.grey else 0.2,
-        ),
-        told=f"  # About {_minutes(choice)} on one thread. More passes, or larger pictures, usually do "
+        augment=_augment(seen, choice, counts["train"]),
+        told=f"  # About {choice.duration} on one thread. More passes, or larger pictures, usually do "
         "better.\n",
     )
     told = (
-        f"{len(found.files)} pictures of {len(found.classes)} classes; "
-        + ", ".join(f"{count} {part}" for part, count in counts.items())
-        + (f"; {found.passed_over()}" if found.passed_over() else ""),
-        f"size {choice.height}x{choice.width}, {'grey' if seen.grey else 'RGB'} (they are "
-        f"{'all' if seen.one_size else 'usually'} {seen.size[0]}x{seen.size[1]}; {fit} to fit)",
+        summary(found, "picture", counts),
+        f"size {choice.height}x{choice.width}, {'grey' if seen.grey else 'RGB'} (they are {sizes} "
+        f"{original}; {fit} to fit)",
         f"network {choice.model['name']}, width {choice.model['width']}, "
-        f"{choice.epochs} epochs: at most {_minutes(choice)} on one thread",
+        f"{choice.epochs} epochs: at most {choice.duration} on one thread",
         *seen.mistakes,
     )
     return Proposal(written(data, choice.model, TASK, learning), told)
+
+
+def _augment(seen: Seen, choice: budget.Choice, rows: int) -> str:
+    """More of it where there are few rows; mirrored only what has colours, since writing has none."""
+    small = rows < budget.SMALL_SET
+    return AUGMENT.format(
+        crop=max(1, min(choice.height, choice.width) // 10),
+        flip=plain(not seen.grey),
+        rotate=5 if small else 0,
+        scale=0.1 if small else 0,
+        colour=0 if seen.grey else 0.2,
+    )
 
 
 def _holds_pictures(source: Path) -> bool:
@@ -147,10 +152,6 @@ def _proportions(seen: Seen) -> tuple[int, int]:
         return tall, wide
     side = round(math.sqrt(tall * wide))
     return side, side
-
-
-def _minutes(choice: budget.Choice) -> str:
-    return counted(max(1, round(choice.minutes)), "minute")
 
 
 TASK = """\

@@ -12,14 +12,14 @@ import numpy as np
 from pipeline.bundle.decode import DecodeError
 from pipeline.bundle.decode.sound import MAX_SECONDS, rate_of, seconds_of
 from pipeline.data.sounds import SOUNDS
-from pipeline.dataset import DataError, counted, listed
+from pipeline.dataset import DataError, listed
 from pipeline.folders import labels, source
 from pipeline.folders.found import Found
 from pipeline.folders.source import Source
 from pipeline.folders.table import Table, read_table
 from stages import budget
 from stages.proposals import Hints, Learning, Proposal, quoted, spread, written
-from stages.shares import shares
+from stages.shares import shares, summary
 
 READS = "a folder or tar with one folder of sounds for each class; a CSV with a column of sounds"
 LOOKED_AT = 300
@@ -63,10 +63,8 @@ def propose(source: Path, hints: Hints) -> Proposal | None:
     usual = Counter(rates).most_common(1)[0][0]
     rate = min(usual, HIGHEST_RATE)
     seconds = min(LONGEST, math.ceil(10 * float(np.percentile(lengths, 98))) / 10)
-    mels, segments = (
-        (40 if rate <= 8000 else 64),
-        (32 if seconds <= 1 else 64 if seconds <= 5 else 128),
-    )
+    mels = 40 if rate <= 8000 else 64
+    segments = 32 if seconds <= 1 else 64 if seconds <= 5 else 128
     dealt, counts = shares(way.found, "sound")
     choice = budget.choose(
         counts["train"],
@@ -76,7 +74,6 @@ def propose(source: Path, hints: Hints) -> Proposal | None:
         resize=False,
         before=_seconds_before(float(np.mean(np.minimum(lengths, seconds))), rate),
     )
-    minutes = counted(max(1, round(choice.minutes)), "minute")
     data = TEXT.format(
         path=quoted(str(way.path)),
         where=_where(way),
@@ -94,21 +91,17 @@ def propose(source: Path, hints: Hints) -> Proposal | None:
         choice.epochs,
         choice.batch_size,
         augment=AUGMENT,
-        told=f"  # About {minutes} on one thread. More passes usually do better.\n",
+        told=f"  # About {choice.duration} on one thread. More passes usually do better.\n",
     )
     cut = sum(length > seconds for length in lengths)
-    return Proposal(
-        written(data, choice.model, TASK, learning),
-        (
-            f"{len(way.found.files)} sounds of {len(way.found.classes)} classes ({way.told}); "
-            + ", ".join(f"{count} {part}" for part, count in counts.items())
-            + (f"; {way.found.passed_over()}" if way.found.passed_over() else ""),
-            f"{rate} samples a second (they usually have {usual}), at most {seconds:g} s of each "
-            f"({cut} of {len(lengths)} looked at are longer, and cut)",
-            f"network {choice.model['name']}, width {choice.model['width']}, "
-            f"{choice.epochs} epochs: at most {minutes} on one thread",
-        ),
+    told = (
+        summary(way.found, "sound", counts, f" ({way.told})"),
+        f"{rate} samples a second (they usually have {usual}), at most {seconds:g} s of each "
+        f"({cut} of {len(lengths)} looked at are longer, and cut)",
+        f"network {choice.model['name']}, width {choice.model['width']}, "
+        f"{choice.epochs} epochs: at most {choice.duration} on one thread",
     )
+    return Proposal(written(data, choice.model, TASK, learning), told)
 
 
 def _source(path: Path) -> Source | None:

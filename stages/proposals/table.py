@@ -16,7 +16,15 @@ from pipeline.columns import SUFFIXES, Column, Table, read
 from pipeline.config import ConfigError, suggestion
 from pipeline.data import table as tables
 from pipeline.dataset import DataError, counted
-from stages.proposals import CLASSIFIED, Hints, Learning, Proposal, quoted, written
+from stages.proposals import (
+    CLASSIFIED,
+    Hints,
+    Learning,
+    Proposal,
+    batch_size,
+    quoted,
+    written,
+)
 
 READS = f"a table with a column to learn ({', '.join(SUFFIXES)})"
 SECONDS = 240.0
@@ -69,27 +77,11 @@ def propose(source: Path, hints: Hints) -> Proposal | None:
     rows = len(target)
     share = _share(target, labels, chosen, table)
     train = round(rows * (1 - 2 * share))
-    batch = min(BATCH, max(8, 2 ** int(np.log2(max(8, train / 20)))))
     width = WIDTH if train > 2000 else 64
-    weights = width * (_places(found, config) + width)
-    seconds = train * SECONDS_PER_ROW * max(1.0, weights / WEIGHTS)
-    epochs = max(1, min(EPOCHS, int(SECONDS / seconds)))
-    minutes = max(1, math.ceil(epochs * seconds / 60))
+    epochs, seconds = _passes(train, width * (_places(found, config) + width))
+    minutes = max(1, math.ceil(seconds / 60))
     task = {"class": "classification", "number": "regression"}.get(chosen.teaches, "multilabel")
-    data = TEXT.format(
-        path=quoted(str(source)),
-        target=quoted(list(chosen.target) if task == "multilabel" else chosen.target[0]),
-        why=chosen.why,
-        teaches="auto" if task == "multilabel" else chosen.teaches,
-        units=UNITS.format(quoted(chosen.target[0])) if task == "regression" else "",
-        columns=_told(found),
-        log=quoted([column.name for column in found.numeric if _long_tail(column)]),
-        numeric=quoted([column.name for column in found.numeric]),
-        categorical=quoted([column.name for column in found.categorical]),
-        ignore=quoted(list(found.ignored)),
-        title=quoted(f"table {source.name}"),
-        share=share,
-    )
+    data = _data(source, chosen, found, share)
     model = {
         "name": "mlp",
         "depth": 2,
@@ -101,7 +93,7 @@ def propose(source: Path, hints: Hints) -> Proposal | None:
     }
     learning = Learning(
         epochs,
-        batch,
+        batch_size(train, BATCH),
         augment=_augment(found),
         lr=0.002,
         weight_decay=0.02,
@@ -134,6 +126,32 @@ def _without_leaks(table: Table, found: tables.Sorted, target: np.ndarray) -> ta
         )
     return tables.Sorted(
         numeric, categorical, found.ignored | dict.fromkeys(leaks, "the target over again")
+    )
+
+
+def _passes(rows: int, weights: int) -> tuple[int, float]:
+    """(epochs, seconds) that there is time for, by the weights between features and hidden layers."""
+    seconds = rows * SECONDS_PER_ROW * max(1.0, weights / WEIGHTS)
+    epochs = max(1, min(EPOCHS, int(SECONDS / seconds)))
+    return epochs, epochs * seconds
+
+
+def _data(source: Path, chosen: Chosen, found: tables.Sorted, share: float) -> str:
+    """The section that says what the columns are."""
+    several = chosen.teaches == "tags"
+    return TEXT.format(
+        path=quoted(str(source)),
+        target=quoted(list(chosen.target) if several else chosen.target[0]),
+        why=chosen.why,
+        teaches="auto" if several else chosen.teaches,
+        units=UNITS.format(quoted(chosen.target[0])) if chosen.teaches == "number" else "",
+        columns=_told(found),
+        log=quoted([column.name for column in found.numeric if _long_tail(column)]),
+        numeric=quoted([column.name for column in found.numeric]),
+        categorical=quoted([column.name for column in found.categorical]),
+        ignore=quoted(list(found.ignored)),
+        title=quoted(f"table {source.name}"),
+        share=share,
     )
 
 

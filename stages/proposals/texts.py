@@ -10,7 +10,16 @@ import numpy as np
 from pipeline.config import ConfigError, suggestion
 from pipeline.data import texts
 from pipeline.dataset import DataError, counted
-from stages.proposals import CLASSIFIED, Hints, Learning, Proposal, plain, quoted, written
+from stages.proposals import (
+    CLASSIFIED,
+    Hints,
+    Learning,
+    Proposal,
+    batch_size,
+    plain,
+    quoted,
+    written,
+)
 
 READS = "a file of texts with a label in each row (.csv, .tsv)"
 SECONDS = 150.0
@@ -48,15 +57,8 @@ def propose(source: Path, hints: Hints) -> Proposal | None:
     text, label = _columns(table, hints)
     config = texts.Config(**settings, text=text, label=label)
     found, labels = texts.sort_out(table, config)
-    counts = Counter(labels)
-    if len(counts) < 2:
-        raise DataError(f"{source}: {label} is {labels[0]!r} in every row")
-    rare, least = min(counts.items(), key=lambda item: item[1])
-    if least < 3:
-        raise DataError(
-            f"{source}: label {rare!r} has {least} rows, and needs 3, to be in training, validation and "
-            "test; gather more of it, or leave it out; --target names another column"
-        )
+    counts = _counted(labels, label, source)
+    least = min(counts.values())
     words = np.array([len(one.split()) for one in found])
     longest = int(min(256, max(16, 8 * np.ceil(1.4 * np.percentile(words, 98) / 8))))
     share = max(0.1, min(0.3, float(np.ceil(30 / least) / 100)))
@@ -76,7 +78,7 @@ def propose(source: Path, hints: Hints) -> Proposal | None:
     )
     learning = Learning(
         epochs,
-        min(BATCH, max(8, 2 ** int(np.log2(max(8, train / 20))))),
+        batch_size(train, BATCH),
         augment=AUGMENT,
         weight_decay=0.1,
         keep="best",
@@ -97,6 +99,20 @@ def propose(source: Path, hints: Hints) -> Proposal | None:
             f"text: at most {minutes} on one thread",
         ),
     )
+
+
+def _counted(labels: list[str], column: str, source: Path) -> Counter[str]:
+    """Rows of each label. Raises `DataError` where there are too few to learn and to test."""
+    counts = Counter(labels)
+    if len(counts) < 2:
+        raise DataError(f"{source}: {column} is {labels[0]!r} in every row")
+    rare, least = min(counts.items(), key=lambda item: item[1])
+    if least < 3:
+        raise DataError(
+            f"{source}: label {rare!r} has {least} rows, and needs 3, to be in training, validation and "
+            "test; gather more of it, or leave it out; --target names another column"
+        )
+    return counts
 
 
 def passes(rows: int, usual: float, longest: int) -> tuple[int, int, float]:
