@@ -51,13 +51,9 @@ class Column:
         """The text of a code."""
         return str(self.values[int(code)])
 
-    def known_numbers(self) -> np.ndarray:
-        """float64 by code, NaN for what is no number in our notation."""
-        return self._known
-
     def numbers(self) -> np.ndarray:
         """float64 `[rows]`, NaN for gaps and for what is no number."""
-        return np.append(self._known, np.nan)[self.codes]
+        return np.append(self.known_numbers, np.nan)[self.codes]
 
     def share(self, pattern: str) -> float:
         """How much of the rows that have a text has one that matches."""
@@ -66,10 +62,6 @@ class Column:
         matched = pc.match_substring_regex(self.values, pattern).to_numpy(zero_copy_only=False)
         known = self.codes[self.codes >= 0]
         return float(matched[known].mean()) if len(known) else 0.0
-
-    def share_like_numbers(self) -> float:
-        """How much of the rows that have a text is a number, or one in another notation."""
-        return self._like_numbers
 
     def digests(self) -> np.ndarray:
         """uint64 `[rows]`: the same for the same text, in whatever row it first occurs."""
@@ -80,11 +72,13 @@ class Column:
         return np.array([*short, 0], np.uint64)[self.codes]
 
     @cached_property
-    def _like_numbers(self) -> float:
+    def share_like_numbers(self) -> float:
+        """How much of the rows that have a text has a number, or one in another notation."""
         return self.share(LIKE_A_NUMBER)
 
     @cached_property
-    def _known(self) -> np.ndarray:
+    def known_numbers(self) -> np.ndarray:
+        """float64 by code, NaN for what is no number in our notation."""
         import pyarrow as pa
         import pyarrow.compute as pc
 

@@ -215,7 +215,7 @@ def kind_of_target(column: Column) -> Literal["class", "number"]:
     """Texts and few integers are classes, other numbers numbers."""
     if not _looks_numeric(column):
         return "class"
-    known = column.known_numbers()
+    known = column.known_numbers
     whole = bool((known == np.round(known)).all())  # nor are mistakes, which are refused by row
     few = len(known) <= min(FEW_INTEGERS, max(2, len(column.codes) // 10))
     return "class" if whole and few else "number"
@@ -280,7 +280,7 @@ def useless(column: Column) -> str | None:
 
 
 def _looks_numeric(column: Column) -> bool:
-    return column.share_like_numbers() >= NEARLY
+    return column.share_like_numbers >= NEARLY
 
 
 def _there(table: Table, name: str) -> Column:
@@ -307,7 +307,7 @@ def _classes(table: Table, column: Column) -> tuple[np.ndarray, tuple[str, ...]]
         )
     if len(texts) < 2:
         raise DataError(f"{table.path}: {column.name} is {texts[0]!r} in every row")
-    numbers = column.known_numbers()
+    numbers = column.known_numbers
     _check_spelling(table, column)
     key = texts.__getitem__ if np.isnan(numbers).any() else numbers.__getitem__
     order = sorted(range(len(texts)), key=key)
@@ -319,7 +319,7 @@ def _classes(table: Table, column: Column) -> tuple[np.ndarray, tuple[str, ...]]
 def _check_spelling(table: Table, column: Column) -> None:
     """Raise `DataError` for classes that are one number, as 1 and 1.0 are: they would be told apart."""
     spelt: dict[float, list[str]] = {}
-    for code, number in enumerate(column.known_numbers().tolist()):
+    for code, number in enumerate(column.known_numbers.tolist()):
         if not np.isnan(number):
             spelt.setdefault(number, []).append(column.text(code))
     twice = [" and ".join(map(repr, texts)) for texts in spelt.values() if len(texts) > 1]
@@ -372,7 +372,7 @@ def _check_log(table: Table, found: Sorted, log: Sequence[str]) -> None:
 
 
 def _not_numbers(column: Column) -> np.ndarray:
-    known = column.known_numbers()
+    known = column.known_numbers
     wrong = ~(np.abs(known) <= MOST)
     return np.flatnonzero(np.append(wrong, False)[column.codes])
 
