@@ -22,6 +22,9 @@ from stages.params import Experiment
 from stages.tracking import state
 
 PACKAGES = ("torch", "onnx", "onnxruntime", "numpy", "slipway")
+CODE = ("pipeline/", "stages/")
+"""Where the modules lie that a stage depends on, folders of them too."""
+
 # Constants of the comparison, and the test metrics over again: they would only crowd the charts.
 UNINTERESTING = re.compile(r"parity\.(tolerance\..*|metrics_onnx\..*|rows)")
 
@@ -101,7 +104,7 @@ def _lineage(
             "data_md5": {
                 path: md5
                 for path, md5 in state.files(stages["prepare"], "deps").items()
-                if not path.endswith(".py")
+                if not path.startswith(CODE)
             },
         },
         "mlflow": None,

@@ -122,6 +122,7 @@ def test_lineage_names_run_and_no_git(tracked: State) -> None:
     lineage = tracked.lineage
     assert lineage["git"] is None
     assert lineage["bundle"] == tracked.digest
+    assert list(lineage["dvc"]["data_md5"]) == ["data/builtin"]  # and no folder of code
     assert lineage["mlflow"]["run_id"] == run["id"]
     assert lineage["mlflow"]["model_id"] == run["model.id"]
 
