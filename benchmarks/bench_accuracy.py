@@ -33,7 +33,8 @@ from pipeline.config import ConfigError
 from pipeline.dataset import DataError
 from pipeline.network import predict
 from stages import network as networks
-from stages.commands.init import entry_of, plain, write_params
+from stages.commands.init import entry_of
+from stages.editing import plain, write_params
 from stages.params import Experiment, load
 from stages.train import train
 

@@ -13,7 +13,7 @@ import click
 from pipeline.config import ConfigError
 from pipeline.dataset import counted
 from pipeline.start import NEW
-from stages.commands.remove import listed_in_graph
+from stages.editing import listed_in_graph
 from stages.entry import fail
 from stages.params import PARAMS, load, maker, read
 

@@ -2,34 +2,24 @@
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import subprocess
-from itertools import takewhile
 from pathlib import Path
-from textwrap import indent
 from typing import Any
 
 import click
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from pipeline import plugins
 from pipeline.bundle.manifest import MODEL_NAME
 from pipeline.config import ConfigError, build, suggestion
 from pipeline.dataset import DataError
+from stages.editing import add, dump, end_of_heading, round_trip
 from stages.entry import fail
-from stages.layout import Layout, write_atomically
-from stages.params import PARAMS, load, read
+from stages.params import PARAMS, read
 from stages.proposals import Hints, propose
 
 RECIPES = Path("recipes")
-GRAPH = Path("dvc.yaml")
-LISTS = ("plots", "metrics")
-"""Keys of `dvc.yaml` that list files of single experiments."""
-INDENT = 2
-"""Spaces by which the shipped `params.yaml` sets one level off from another."""
 GIT_PATIENCE = 20
 """Seconds in which git has said whether it knows a folder."""
 
@@ -130,7 +120,7 @@ def _from_recipe(recipe: str, name: str | None, data: Path | None) -> str:
         _check_data(entry["data"], recipe)
     text = dump(entry).decode()
     if data is not None:
-        text = text[_end_of_heading(text) :]  # the heading tells of the recipe's own data
+        text = text[end_of_heading(text) :]  # the heading tells of the recipe's own data
     added = add(name, text)
     if data is not None:
         click.echo(
@@ -158,93 +148,6 @@ def _check_name(name: str) -> None:
         raise ConfigError(f"experiments.{name}: already there; choose another --name")
 
 
-def add(name: str, text: str) -> str:
-    """Add sections of YAML as experiment `name`; what the files hold stays as it is, to the byte.
-
-    Whatever is raised, nothing is changed; `ConfigError` where the files are not as they were.
-    """
-    read_graph()
-    experiments = read(PARAMS).get("experiments") or {}
-    before = PARAMS.read_bytes()
-    wanted = {"experiments": {**experiments, name: plain(text)}}
-    write_atomically(PARAMS, _with_experiment(before.decode(), name, text, wanted))
-    try:
-        load()
-        _show(name)
-    except BaseException:  # half an experiment is worse than none, whatever it was
-        write_atomically(PARAMS, before)
-        raise
-    return name
-
-
-def read_graph() -> dict[str, Any]:
-    """`dvc.yaml` as plain data. Raises `ConfigError` where it is missing or not laid out as shipped."""
-    graph = read(GRAPH)
-    for key in LISTS:
-        if not isinstance(graph.get(key, []), list):
-            raise ConfigError(f"{GRAPH}: {key}: expected a list of files, got {graph[key]!r}")
-    return graph
-
-
-def _with_experiment(before: str, name: str, text: str, wanted: dict[str, Any]) -> bytes:
-    """`params.yaml` with the experiment below the others, as a person would have written it.
-
-    A file that is laid out otherwise (flow style, other keys below) is written anew.
-    """
-    split = _end_of_heading(text)
-    entry = indent(f"{text[:split]}{name}:\n{indent(text[split:], ' ' * INDENT)}", " " * INDENT)
-    # As DVC would write it: then `dvc exp run -S` changes the one line that it sets.
-    entry = dump(round_trip().load(f"experiments:\n{entry}")).decode().partition("\n")[2]
-    written = f"{before.rstrip()}\n\n{entry}"
-    try:
-        if plain(written) == wanted:
-            return written.encode()
-    except YAMLError:
-        pass
-    document = round_trip().load(before)
-    document["experiments"] = document.get("experiments") or {}
-    document["experiments"][name] = round_trip().load(text)
-    return dump(document)
-
-
-def _end_of_heading(text: str) -> int:
-    """Where a recipe's settings begin, below the comment on its top."""
-    lines = text.splitlines(keepends=True)
-    return sum(len(line) for line in takewhile(lambda line: line[0] in "#\n", lines))
-
-
-def _show(name: str) -> None:
-    """Lines for `dvc metrics show` and `dvc plots show`, in the lists that end `dvc.yaml`."""
-    layout, task = Layout(name), load()[name].task.module.Task
-    plots = {
-        str(layout.tables / f"{table}.csv"): {
-            "title": f"{plot.title}, {name}",
-            "template": plot.template,
-            "x": plot.x,
-            "y": plot.y,
-        }
-        for table, plot in task.plots.items()
-    }
-    before, latency = GRAPH.read_text(), str(layout.latency)
-    graph = graph_yaml().load(before)
-    graph.setdefault("plots", []).extend({path: plot} for path, plot in plots.items())
-    graph.setdefault("metrics", []).append(latency)
-    head, list_of_metrics, tail = before.rpartition("\n\n")  # a comment and `metrics:` end the file
-    drawn = "".join(
-        f"  - {path}:\n" + "".join(f"      {key}: {value}\n" for key, value in plot.items())
-        for path, plot in plots.items()
-    )
-    written = f"{head}\n{drawn}\n{tail.rstrip()}\n  - {latency}\n"
-    whole = dump(graph, graph_yaml())
-    try:
-        if list_of_metrics and plain(written) == plain(whole.decode()):
-            write_atomically(GRAPH, written.encode())
-            return
-    except YAMLError:
-        pass
-    write_atomically(GRAPH, whole)
-
-
 def entry_of(recipe: str, data: Path | None) -> Any:
     """A recipe's sections, reading `data` where it is given. Raises `ConfigError`."""
     known = sorted(path.stem for path in RECIPES.glob("*.yaml"))
@@ -267,36 +170,3 @@ def entry_of(recipe: str, data: Path | None) -> Any:
         # The recipe tells of its own data; of yours only you can.
         entry["data"].update(title=f"data of {data}", licence="not stated")
     return entry
-
-
-def write_params(path: Path, experiments: dict[str, Any]) -> None:
-    """A `params.yaml` that holds just these experiments."""
-    write_atomically(path, dump({"experiments": experiments}))
-
-
-def plain(text: str) -> Any:
-    """YAML as plain Python data."""
-    return YAML(typ="safe", pure=True).load(text)
-
-
-def round_trip() -> YAML:
-    """The style in which DVC writes `params.yaml` anew when an experiment sets a value."""
-    yaml = YAML()
-    yaml.default_flow_style = False
-    return yaml
-
-
-def graph_yaml() -> YAML:
-    """The style of the shipped `dvc.yaml`, which DVC leaves alone."""
-    yaml = YAML()
-    yaml.indent(mapping=2, sequence=4, offset=2)
-    yaml.width = 4096
-    yaml.preserve_quotes = True
-    return yaml
-
-
-def dump(document: Any, yaml: YAML | None = None) -> bytes:
-    """A document as YAML, in the style of `round_trip` unless told otherwise."""
-    text = io.BytesIO()
-    (yaml or round_trip()).dump(document, text)
-    return text.getvalue()
