@@ -75,7 +75,7 @@ class Task(Labelled):
         self, answers: Mapping[str, np.ndarray], target: np.ndarray, names: Iterable[str]
     ) -> dict[str, float]:
         """The named metrics; those that count rows are given what holds at the threshold."""
-        held = answers["probabilities"] >= np.float32(self.threshold)
+        held = answers["probabilities"] >= np.float32(self.config.threshold)
         return {
             name: METRICS[name](
                 held if METRICS[name].agreement == "equal" else answers["logits"], target
@@ -88,7 +88,7 @@ class Task(Labelled):
     ) -> dict[str, list[dict[str, Any]]]:
         """CSV tables by name: ROC points, and scores by label at the threshold."""
         logits = answers["logits"]
-        held = answers["probabilities"] >= np.float32(self.threshold)
+        held = answers["probabilities"] >= np.float32(self.config.threshold)
         curves = {i: roc(logits[:, i], target[:, i]) for i in range(self.outputs)}
         found, said, have = (held & target).sum(0), held.sum(0), target.sum(0)
         return {
@@ -110,7 +110,7 @@ class Task(Labelled):
     def pictures(self, answers: Mapping[str, np.ndarray], rows: Rows) -> dict[str, bytes]:
         """Pictures of the answers over these rows, by file name."""
         return pictures.multilabel(
-            answers["probabilities"], np.asarray(rows.target), self.labels, self.threshold
+            answers["probabilities"], np.asarray(rows.target), self.labels, self.config.threshold
         )
 
     def cases(self, answers: Mapping[str, np.ndarray], target: np.ndarray) -> list[Case]:
