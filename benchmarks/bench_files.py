@@ -159,9 +159,9 @@ def raw_files(experiment: Experiment, project: Path) -> Iterator[tuple[str, byte
     config, data = experiment.data.config, project / Layout(experiment.name).data
     files = prepared.read_files(data, "test")
     if files is not None:
-        from pipeline import folders
+        from pipeline.folders import source
 
-        with folders.source(project / config.path, "a folder or a tar").opened() as read_file:
+        with source.find(project / config.path, "a folder or a tar").opened() as read_file:
             for name in files:
                 yield name, read_file(name)
         return
