@@ -336,12 +336,12 @@ def test_only_a_table_that_names_sounds_has_its_neighbours_looked_at(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It may lie among a million files, or beside a folder that is closed."""
-    from pipeline import folders
+    from pipeline.folders import source
 
     def refused(*_: object) -> None:
         raise AssertionError("looked at the folder")
 
-    monkeypatch.setattr(folders, "source", refused)
+    monkeypatch.setattr(source, "find", refused)
     assert init(str(table(folder / "flats.csv"))).exit_code == 0
 
 
