@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from ruamel.yaml import YAML
 
 from pipeline import cli
-from stages.commands import init as commands
+from stages import editing
 from stages.params import load
 from tests.pipeline.test_idx import write_set
 from tests.pipeline.test_pictures import classes, picture
@@ -151,10 +151,10 @@ def test_a_broken_graph_is_told_and_changes_nothing(
 def test_what_fails_on_the_way_leaves_no_half_of_an_experiment(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(name: str) -> None:
+    def fail(*_: object) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr(commands, "_show", fail)
+    monkeypatch.setattr(editing, "_with_lines", fail)
     failed = init("--recipe", "mnist-cnn")
     assert failed.exit_code == 1 and "no space left" in failed.output
     assert (folder / "params.yaml").read_text() == SHIPPED
