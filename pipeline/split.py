@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline import target
 from pipeline.config import ConfigError
-from pipeline.dataset import Faults, RawData, Split, listed
+from pipeline.dataset import Faults, RawData, Split, counted, listed
 
 SPLITS = ("train", "validation", "test")
 
@@ -81,7 +81,12 @@ def check_identical(raw: RawData, identity: np.ndarray) -> int:
     order = np.argsort(group, kind="stable")
     same = group[order][1:] == group[order][:-1]
     first, second = order[:-1][same], order[1:][same]
+    given = np.zeros(len(raw.target), np.int8)
+    for part, rows in (("validation", raw.given_validation), ("test", raw.given_test)):
+        if rows is not None:
+            given[rows] = SPLITS.index(part)
     if raw.ambiguous:
+        _warn_of_shared(raw, first, second, given)
         return len(first)
     faults = Faults()
     with faults.noted():
@@ -92,10 +97,6 @@ def check_identical(raw: RawData, identity: np.ndarray) -> int:
             "identical rows have different labels; correct or remove them",
             lambda row: target.told(raw, row),
         )
-    given = np.zeros(len(raw.target), np.int8)
-    for part, rows in (("validation", raw.given_validation), ("test", raw.given_test)):
-        if rows is not None:
-            given[rows] = SPLITS.index(part)
     with faults.noted():
         _refuse(
             raw,
@@ -107,6 +108,20 @@ def check_identical(raw: RawData, identity: np.ndarray) -> int:
         )
     faults.settle()
     return len(first)
+
+
+def _warn_of_shared(raw: RawData, first: np.ndarray, second: np.ndarray, given: np.ndarray) -> None:
+    """Say where rows that may be alike are so, target and all, on both sides of a given split."""
+    taught = raw.target[first] == raw.target[second]
+    same = (given[first] != given[second]) & (taught if taught.ndim == 1 else taught.all(1))
+    if same.any():
+        a, b = int(first[same][0]), int(second[same][0])
+        print(
+            f"warning: {counted(int(same.sum()), 'row')} of a given set "
+            f"{'is' if same.sum() == 1 else 'are'} also in another, target and all ({raw.row(a)} and "
+            f"{raw.row(b)}), so its figures may flatter",
+            flush=True,
+        )
 
 
 def _digests(content: Iterable[list[Any]], count: int) -> np.ndarray:

@@ -141,6 +141,13 @@ def load(config: Config, root: Path) -> RawData:
         given = _given(table, config)
     faults.settle()
     _check_leaks(table, found, target)
+    if coarse := [column.name for column in found.numeric if _coarse(column)]:
+        print(
+            f"warning: {config.path}: {_few(coarse)}: so large that float32, which the network reads, "
+            "rounds away what tells the rows apart; subtract what the numbers have in common, as the first "
+            "of some dates",
+            flush=True,
+        )
     return RawData(
         rows=lambda train: _encoded(config, found, train),
         target=target,
@@ -369,6 +376,14 @@ def _check_log(table: Table, found: Sorted, log: Sequence[str]) -> None:
                 f"{table.path}: data.encoding.log: no column of numbers {name!r}"
                 f"{suggestion(name, numeric)}"
             )
+
+
+def _coarse(column: Column) -> bool:
+    """Whether rounding a column to float32 takes more than a hundredth of its deviation."""
+    known = column.known_numbers()
+    known = known[np.abs(known) <= MOST]
+    lost = np.abs(known - known.astype(np.float32)).max(initial=0.0)
+    return bool(lost > 0.01 * known.std()) if len(known) > 1 else False
 
 
 def _not_numbers(column: Column) -> np.ndarray:

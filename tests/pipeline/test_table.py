@@ -270,6 +270,34 @@ def test_a_column_that_never_changes_in_training_is_not_blown_up() -> None:
     assert (gaps.mean, gaps.std) == (0.0, 0.0)
 
 
+def test_numbers_that_float32_cannot_tell_apart_are_told(load: Load, capsys: Any) -> None:
+    def text(first: int) -> str:
+        return "t,a,y\n" + rows(lambda i: (first + i * i % 31, i * i % 23, other(i)))
+
+    load(text(1_700_000_000))
+    assert "t.csv: t: so large that float32" in capsys.readouterr().out
+    load(text(1_700_000))
+    assert "float32" not in capsys.readouterr().out
+
+
+def test_rows_of_a_table_in_two_given_sets_are_told(
+    load: Load, tmp_path: Path, capsys: Any
+) -> None:
+    """They may be alike by chance, and are not refused; but whoever copied some should know."""
+
+    def text(*copies: int) -> str:
+        parts = ["train"] * 30 + ["val"] * 5 + ["test"] * 5
+        lines = [f"{i / 7},{'pqr'[i % 3]},{part},{i % 5}\n" for i, part in enumerate(parts)]
+        return "a,b,s,y\n" + "".join(lines + [lines[i].replace("train", "test") for i in copies])
+
+    for number, (copies, told) in enumerate([((3, 4), "2 rows of a given set are"), ((), "")]):
+        raw = load(text(*copies), split_column="s")
+        prepared.prepare("t", raw, Split(), tmp_path / str(number))
+        out = capsys.readouterr().out
+        assert (told + " also in another, target and all (row 5 and row 42" in out) == bool(told)
+        assert ("warning" in out) == bool(told)
+
+
 def test_parquet_says_the_same_as_csv(load: Load, tmp_path: Path) -> None:
     import pyarrow as pa
     from pyarrow import parquet
