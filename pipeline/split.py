@@ -115,7 +115,7 @@ def _warn_of_shared(raw: RawData, first: np.ndarray, second: np.ndarray, given: 
     taught = raw.target[first] == raw.target[second]
     same = (given[first] != given[second]) & (taught if taught.ndim == 1 else taught.all(1))
     if same.any():
-        a, b = int(first[same][0]), int(second[same][0])
+        a, b = min(zip(first[same], second[same], strict=True))
         print(
             f"warning: {counted(int(same.sum()), 'row')} of a given set "
             f"{'is' if same.sum() == 1 else 'are'} also in another, target and all ({raw.row(a)} and "

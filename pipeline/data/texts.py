@@ -49,7 +49,8 @@ class Config(Section):
         "", description="a column that says train, validation or test of each row"
     )
     delimiter: Literal["auto", "comma", "tab", "semicolon"] = Field(
-        "auto", description="between columns; auto: a comma, and in a .tsv a tab"
+        "auto",
+        description="between columns; auto: a comma, in a .tsv a tab, or the only one in the first line",
     )
     quoting: bool = Field(True, description='whether "..." holds a text; false: quotes are text')
     encoding: Literal["utf-8", "windows-1252", "latin-1", "utf-16"] = Field(
@@ -129,12 +130,9 @@ def read(path: Path, config: Config) -> Table:
     if not path.is_file():
         expected = "expected a file of texts" if path.exists() else "no such file"
         raise DataError(f"{path}: {expected}")
-    delimiter = DELIMITERS[
-        SUFFIXES.get(path.suffix.lower(), "comma")
-        if config.delimiter == "auto"
-        else config.delimiter
-    ]
-    rows, lines = _rows(path, config, delimiter)
+    text = _decoded(path, config.encoding)
+    delimiter = _delimiter(path, config, text)
+    rows, lines = _rows(path, text, config, delimiter)
     if len(rows) < 2:
         raise DataError(f"{path}: expected a first row that names the columns, and rows below it")
     columns = tuple(name.strip() for name in rows[0])
@@ -156,9 +154,20 @@ def read(path: Path, config: Config) -> Table:
     return Table(columns, rows[1:], lines[1:])
 
 
-def _rows(path: Path, config: Config, delimiter: str) -> tuple[list[list[str]], list[int]]:
+def _delimiter(path: Path, config: Config, text: str) -> str:
+    """As the settings say; else as the suffix, unless the first line has only another one."""
+    if config.delimiter != "auto":
+        return DELIMITERS[config.delimiter]
+    usual = DELIMITERS[SUFFIXES.get(path.suffix.lower(), "comma")]
+    first = text.lstrip().partition("\n")[0]
+    others = [mark for mark in DELIMITERS.values() if mark in first]
+    return usual if usual in first or len(others) != 1 else others[0]
+
+
+def _rows(
+    path: Path, text: str, config: Config, delimiter: str
+) -> tuple[list[list[str]], list[int]]:
     """Rows that are not empty, and the line that each begins in. Raises `DataError`."""
-    text = _decoded(path, config.encoding)
     usual = csv.field_size_limit(MAX_BYTES)
     reader = csv.reader(
         io.StringIO(text, newline=""),

@@ -62,6 +62,7 @@ def propose(source: Path, hints: Hints) -> Proposal | None:
     table = read(source, GAPS)
     if hints.text is not None or _texts(table):
         return None
+    _check_header(table)
     chosen = _choose(table, hints)
     settings: dict[str, Any] = {
         "name": "table",
@@ -112,6 +113,16 @@ def propose(source: Path, hints: Hints) -> Proposal | None:
     ]
     text = written(data, model, TASKS[task], learning, METRICS[task])
     return Proposal(text, tuple(told))
+
+
+def _check_header(table: Table) -> None:
+    """Raise `DataError` where the names are values: then the first row was taken for a header."""
+    values = [c for c in table.columns if c.name in {str(text) for text in c.values.to_pylist()}]
+    if len(values) > 1 and 2 * len(values) >= len(table.columns):
+        raise DataError(
+            f"{table.path}: the first line ({', '.join(c.name for c in table.columns)[:80]}) is a row like "
+            "the others; put a line above it that names the columns"
+        )
 
 
 def _without_leaks(table: Table, found: tables.Sorted, target: np.ndarray) -> tables.Sorted:

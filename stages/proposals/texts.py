@@ -57,6 +57,11 @@ def propose(source: Path, hints: Hints) -> Proposal | None:
     text, label = _columns(table, hints)
     config = texts.Config(**settings, text=text, label=label)
     found, labels = texts.sort_out(table, config)
+    if label in labels and len(text.split()) >= MIN_WORDS:
+        raise DataError(
+            f"{source}: the first line, {text[:40]!r} and {label!r}, is a row like the others; put a line "
+            "above it that names the columns, such as text and label"
+        )
     counts = _counted(labels, label, source)
     least = min(counts.values())
     words = np.array([len(one.split()) for one in found])

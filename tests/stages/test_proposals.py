@@ -345,6 +345,32 @@ def test_only_a_table_that_names_sounds_has_its_neighbours_looked_at(
     assert init(str(table(folder / "flats.csv"))).exit_code == 0
 
 
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("iris.data.csv", "5.1,3.5,setosa\n4.9,3.0,virginica\n"),
+        ("sms.tsv", "ham\tthis is what one of them says {}\nspam\tand another one says that {}\n"),
+    ],
+)
+def test_a_first_row_is_not_taken_for_names(folder: Path, name: str, lines: str) -> None:
+    text = "".join(lines.format(number) for number in range(40))
+    (folder / name).write_text(text)
+    done = init(name)
+    assert done.exit_code == 1 and "is a row like the others" in done.stderr
+    header = "label\ttext\n" if name.endswith(".tsv") else "length,width,kind\n"
+    (folder / name).write_text(header + text)
+    assert init(name).exit_code == 0
+
+
+def test_texts_between_semicolons(folder: Path) -> None:
+    rows = "".join(f"this, as was said, is text {i};{'np'[i % 2]}\n" for i in range(40))
+    (folder / "said.csv").write_text("text;label\n" + rows)
+    done = init("said.csv")
+    assert done.exit_code == 0 and "2 labels in the column 'label'" in done.output
+    chosen = load()["said"].data
+    assert len(chosen.module.load(chosen.config, folder).target) == 40
+
+
 def test_a_pipe_among_pictures_is_not_waited_for(folder: Path) -> None:
     classes(folder / "set")
     os.mkfifo(folder / "set" / "a" / "pipe.png")
