@@ -41,9 +41,10 @@ def stage(run: Callable[[Experiment, Layout], None]) -> click.Command:
             run(chosen(experiment), Layout(experiment))
         except ConfigError as error:
             fail(placed(str(error), experiment), 2)
-        except MemoryError as error:
-            fail(f"there is not enough memory for {experiment} here: {error}".rstrip(": "), 1)
         except Exception as error:
+            if _too_large(error):
+                why = str(error).partition("\n")[0]
+                fail(f"there is not enough memory for {experiment} here: {why}".rstrip(": "), 1)
             if not isinstance(error, _foreseen()):
                 raise
             fail(str(error), 1)
@@ -117,6 +118,13 @@ def fail(message: str, code: int) -> None:
     for line in message.splitlines():
         click.echo(f"error: {line}", err=True)
     sys.exit(code)
+
+
+def _too_large(error: Exception) -> bool:
+    """Whether memory ran out. Torch tells of it in words, on a CPU in an error of no kind of its own."""
+    words = ("DefaultCPUAllocator", "CUDA out of memory")
+    told = isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    return told or isinstance(error, MemoryError)
 
 
 def _foreseen() -> tuple[type[Exception], ...]:

@@ -380,7 +380,7 @@ def _check_log(table: Table, found: Sorted, log: Sequence[str]) -> None:
 
 def _coarse(column: Column) -> bool:
     """Whether rounding a column to float32 takes more than a hundredth of its deviation."""
-    known = column.known_numbers()
+    known = column.known_numbers
     known = known[np.abs(known) <= MOST]
     lost = np.abs(known - known.astype(np.float32)).max(initial=0.0)
     return bool(lost > 0.01 * known.std()) if len(known) > 1 else False

@@ -376,6 +376,12 @@ def test_a_learning_rate_beyond_all_bounds_is_told_in_a_sentence(prepared_folder
     assert told[-1].startswith("error: a step of epoch 1 is beyond what float32 holds")
 
 
+def test_what_no_memory_holds_is_told_in_a_sentence(prepared_folder):
+    (prepared_folder / "params.yaml").write_text(with_setting("train.augment", {"crop": 1_000_000}))
+    told = refused("train", prepared_folder, 1).splitlines()
+    assert told[-1].startswith("error: there is not enough memory for digits-cnn here: ")
+
+
 def test_every_line_gets_its_path_once_and_other_lines_none():
     from stages.entry import placed
 

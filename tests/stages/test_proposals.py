@@ -348,12 +348,15 @@ def test_only_a_table_that_names_sounds_has_its_neighbours_looked_at(
 @pytest.mark.parametrize(
     ("name", "lines"),
     [
-        ("iris.data.csv", "5.1,3.5,setosa\n4.9,3.0,virginica\n"),
-        ("sms.tsv", "ham\tthis is what one of them says {}\nspam\tand another one says that {}\n"),
+        ("iris.data.csv", "5.1,3.{},setosa\n4.9,3.{},virginica\n"),
+        (
+            "sms.tsv",
+            "ham\tthis is what one of them says at {}\nspam\tand {} is what another says after it\n",
+        ),
     ],
 )
 def test_a_first_row_is_not_taken_for_names(folder: Path, name: str, lines: str) -> None:
-    text = "".join(lines.format(number) for number in range(40))
+    text = "".join(lines.replace("{}", str(number)) for number in range(40))
     (folder / name).write_text(text)
     done = init(name)
     assert done.exit_code == 1 and "is a row like the others" in done.stderr
