@@ -35,8 +35,10 @@ TOLD = 0.05
 """Shares of the difference: from the second on, a reader is told how much is unaccounted for."""
 
 WIDTH = 12.0
-HEAD, FOOT, CAPTION, GAP = 0.5, 0.4, 0.5, 0.2
+HEAD, FOOT, CAPTION, GAP = 0.5, 0.4, 0.65, 0.2
 """Inches: of the picture; above and below all rows; of what stands above each; between two."""
+CHARACTER = 0.055
+"""Inches that one takes across in a caption."""
 
 INK, RED = "#1a202c", "#c53030"
 
@@ -172,7 +174,7 @@ def picture(found: Sequence[Looked], name: Callable[[int], str]) -> bytes:
         for line, tall in zip(lines, heights, strict=True):
             for place, each in enumerate(line):
                 left = GAP + place * (width + GAP)
-                _caption(figure, each, name, left / WIDTH, top)
+                _caption(figure, each, name(each.case.row), (left, top, width))
                 bottom = top - CAPTION - tall
                 box = (left / WIDTH, bottom / height, width / WIDTH, tall / height)
                 each.view.draw(figure, box, each.case.units)
@@ -182,24 +184,26 @@ def picture(found: Sequence[Looked], name: Callable[[int], str]) -> bytes:
     return pictures.saved(fill, width=WIDTH, height=height, kind="png", layout=None)
 
 
-def _caption(
-    figure: Any, each: Looked, name: Callable[[int], str], left: float, top: float
-) -> None:
-    """What stands above a row: three lines, the first of them `top` inches high."""
+def _caption(figure: Any, each: Looked, name: str, place: tuple[float, float, float]) -> None:
+    """What stands above a row: four lines. `place` is inches: left, top and width."""
     case, shares = each.case, each.shares
-    told = f"{case.units}: {number(shares.before)} for nothing, {number(shares.after)} for this row"
+    told = f"{number(shares.before)} for nothing, {number(shares.after)} for this row"
     if shares.missed > TOLD:
         told += f", {shares.missed:.0%} unaccounted for"
+    left, top, width = place
     height = figure.get_size_inches()[1]
+    most = int(width / CHARACTER)
     for line, (text, colour) in enumerate(
         (
-            (name(case.row), pictures.GREY),
+            (name, pictures.GREY),
             (case.told, INK if case.right else RED),
+            (f"{case.units}:", pictures.GREY),
             (told, pictures.GREY),
         )
     ):
+        shown = text if len(text) <= most else f"{text[: most - 1]}\u2026"
         y = (top - 0.15 * line) / height
-        figure.text(left, y, legible(text), va="top", size=7.5, color=colour)
+        figure.text(left / WIDTH, y, legible(shown), va="top", size=7.5, color=colour)
 
 
 def _legend(figure: Any, each: Looked) -> None:
@@ -215,7 +219,7 @@ def _legend(figure: Any, each: Looked) -> None:
             figure.text(x / WIDTH, y, "\u25a0", color=colour, size=10, va="center")
             x += 0.16
         figure.text(x / WIDTH, y, told, size=7.5, va="center", color=pictures.GREY)
-        x += 0.055 * len(told) + 0.25
+        x += CHARACTER * len(told) + 0.25
 
 
 def _answer(

@@ -14,6 +14,8 @@ from pipeline.prepared import Rows
 
 BLUE, ORANGE, GREY = "#2b6cb0", "#dd6b20", "#718096"
 MISTAKES = 24
+SHOWN_OF_LABEL = 17
+"""Characters of a label above a picture, eight beside one another."""
 MAX_CURVES = 12
 MAX_LABELS = 40
 
@@ -218,18 +220,27 @@ def _mistakes(
             stretched = max(seen.shape[:2]) > 2 * min(seen.shape[:2])
             aspect = "auto" if stretched else "equal"
             ax.imshow(seen, cmap="gray", vmin=0, vmax=255, aspect=aspect)
-            verdict = f" → {labels[predicted[row]]}" if wrong else " ok"
+            verdict = f"\n→ {_short(labels[predicted[row]])}" if wrong else "\nok"
             ax.set_title(
-                f"{labels[target[row]]}{verdict}\np={probabilities[row].max():.2f}",
+                f"{_short(labels[target[row]])}{verdict}, p={probabilities[row].max():.2f}",
                 color="#c53030" if wrong else GREY,
                 size=8,
             )
 
     count = int((predicted != target).sum())
-    title = f"Worst answers of the test split: {count} of {len(target)} wrong (actual → predicted)"
+    title = (
+        f"Worst answers of the test split: {count} of {len(target)} wrong (actual → predicted)"
+        if count
+        else f"All {len(target)} rows of the test split are right; these were least sure"
+    )
     # A grid of squares needs no layout to be searched for, which would take as long as all the rest.
     room = {"left": 0.01, "right": 0.99, "bottom": 0.02, "top": 0.83, "wspace": 0.1, "hspace": 0.5}
     return _figure(draw, rows=3, columns=8, width=10, height=5, kind="png", title=title, room=room)
+
+
+def _short(label: str) -> str:
+    """As much of a label as fits above a small picture."""
+    return label if len(label) <= SHOWN_OF_LABEL else f"{label[: SHOWN_OF_LABEL - 1]}…"
 
 
 def _figure(

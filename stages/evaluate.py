@@ -24,6 +24,7 @@ def command(experiment: Experiment, layout: Layout) -> None:
     from pipeline.bundle.manifest import canonical_json, sha256
     from pipeline.determinism import make_deterministic
     from pipeline.intervals import intervals
+    from pipeline.metrics import METRICS
     from pipeline.network import predict
     from pipeline.tables import csv_bytes
     from stages import network as networks
@@ -44,7 +45,10 @@ def command(experiment: Experiment, layout: Layout) -> None:
     found = task.examine(network, test, experiment.metrics)
     scores = task.scores(answers, rows.target, experiment.metrics) | found.scores
     spread = intervals(
-        lambda some, target: task.scores(some, target, experiment.metrics), answers, rows.target
+        lambda some, target: task.scores(some, target, experiment.metrics),
+        answers,
+        rows.target,
+        counting={name for name in experiment.metrics if METRICS[name].agreement == "equal"},
     )
     write_atomically(layout.metrics, canonical_json(report(scores, spread)))
 

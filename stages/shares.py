@@ -9,11 +9,25 @@ from collections.abc import Mapping
 from pipeline.dataset import counted, listed
 from pipeline.folders.found import Found
 
+NAMED = 6
+"""Classes that are told by name."""
+
 
 def summary(found: Found, noun: str, rows: Mapping[str, int], by: str = "") -> str:
-    """`90 pictures of 3 classes; 60 train, 10 validation, 20 test`, `by` saying how they are told apart."""
-    classes = f"{len(found.files)} {noun}s of {len(found.classes)} classes{by}"
-    parts = ", ".join(f"{count} {part}" for part, count in rows.items())
+    """`90 pictures of 2 classes: cats 50, dogs 40; 60 train, 10 validation, 20 test`.
+
+    `by` says how classes are told apart; a part that the data brings is `as given`.
+    """
+    counts = Counter(found.labels)
+    names = [f"{label} {counts[label]}" for label in found.classes[:NAMED]]
+    more = ["..."] if len(found.classes) > NAMED else []
+    classes = (
+        f"{len(found.files)} {noun}s of {len(found.classes)} classes{by}: {', '.join(names + more)}"
+    )
+    given = set(found.parts)
+    parts = ", ".join(
+        f"{count} {part}{' as given' if part in given else ''}" for part, count in rows.items()
+    )
     return "; ".join(filter(None, (classes, parts, found.passed_over())))
 
 

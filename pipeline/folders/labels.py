@@ -8,12 +8,17 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 
-from pipeline.dataset import DataError, counted, listed, part_of
+from pipeline.config import suggestion
+from pipeline.dataset import PARTS, DataError, counted, listed, part_of
 from pipeline.folders.found import Found, Kind, checked
 from pipeline.folders.source import Source, is_text, join
 from pipeline.folders.table import Table, read_table
 
 LABEL = "{label}"
+NAMES = [name for names in PARTS.values() for name in names]
+"""Of the folders of a split."""
+MOST_SETS = 4
+"""Folders that a split may be meant to have; so many classes rarely hold folders called alike."""
 
 
 def by_folder(found_in: Source, kind: Kind) -> Found:
@@ -53,12 +58,27 @@ def by_folder(found_in: Source, kind: Kind) -> Found:
 
 
 def _check_no_split(found_in: Source, kind: Kind, parts: Mapping[str, str]) -> None:
-    """Raise `DataError` for folders called train and test: they would be taught as two classes."""
+    """Raise `DataError` for folders called as a split is: they would be taught as classes.
+
+    One alone may be a class, as 'train' is beside 'bus', unless it holds what another holds, as
+    'test' and 'trian' do.
+    """
     given = {part for part in parts.values() if part}
-    if "train" not in given or len(given) < 2:
+    top = _top(found_in)
+    below = {name: set(found_in.folders[join(top, name)]) for name in parts}
+    twins = [
+        name
+        for name, part in parts.items()
+        if not part and any(below[name] & below[other] for other in parts if parts[other])
+    ]
+    if ("train" not in given or len(given) < 2) and not (twins and len(parts) <= MOST_SETS):
         return
     named = " and ".join(f"{name}/" for name, part in parts.items() if part)
-    others = [f"{name}/: beside {named}" for name, part in parts.items() if not part]
+    others = [
+        f"{name}/: beside {named}" + (suggestion(name.lower(), NAMES) if name in twins else "")
+        for name, part in parts.items()
+        if not part
+    ]
     mistakes = others or [f"{name}/: {kind.noun}s outside any class" for name in parts]
     raise listed(
         mistakes,

@@ -61,7 +61,12 @@ def command(
         fail(str(error), 2)
     except (DataError, OSError) as error:
         fail(str(error), 1)
-    if (own := source or data) and unknown_to_queue(own):
+    if (own := source or data) and own.is_absolute():
+        click.echo(
+            f"  {own} lies outside the project: this works here alone, and the path goes into params.yaml "
+            "and the bundle; copy the data into the project to share either"
+        )
+    if own and unknown_to_queue(own):
         click.echo(
             f"  git does not know {own}: before `dvc exp run --queue` or `--temp`, "
             f"`dvc add {own} && git add {own}.dvc`; or give them `-C {own}`"
@@ -109,6 +114,8 @@ def _look_at(source: Path, name: str | None, hints: Hints) -> str:
         f"  to choose otherwise: edit experiments.{added} in params.yaml (docs/settings.md lists every "
         "setting), or add another with --name"
     )
+    for line in proposal.warnings:
+        click.secho(f"  warning: {line}", fg="yellow")
     return added
 
 

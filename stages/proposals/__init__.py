@@ -26,6 +26,8 @@ class Proposal:
     """The sections as YAML, with comments."""
     chosen: tuple[str, ...]
     """What was seen and chosen, a line each."""
+    warnings: tuple[str, ...] = ()
+    """What should be mended before it is trained, a line each."""
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.bundle.decode import DecodeError
 from pipeline.data import pictures
 from pipeline.dataset import listed
 from stages import budget
@@ -22,6 +23,20 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 READS = "a folder with one folder of pictures for each class"
+UNREAD = (
+    ".tif",
+    ".tiff",
+    ".heic",
+    ".heif",
+    ".avif",
+    ".jp2",
+    ".svg",
+    ".psd",
+    ".dng",
+    ".cr2",
+    ".nef",
+)
+"""Pictures too, which nothing here decodes."""
 LOOKED_AT = 300
 """Pictures whose size is read; the colours of `COLOURS_OF` of them are looked at."""
 COLOURS_OF = 40
@@ -82,9 +97,13 @@ def propose(source: Path, hints: Hints) -> Proposal | None:
         f"{original}; {fit} to fit)",
         f"network {choice.model['name']}, width {choice.model['width']}, "
         f"{choice.epochs} epochs: at most {choice.duration} on one thread",
+    )
+    unread = [f"{found.ignored[kind]} {kind}" for kind in UNREAD if kind in found.ignored]
+    warnings = (
+        *([f"left out, as they are not read; convert them: {', '.join(unread)}"] if unread else []),
         *seen.mistakes,
     )
-    return Proposal(written(data, choice.model, TASK, learning), told)
+    return Proposal(written(data, choice.model, TASK, learning), told, warnings)
 
 
 def _augment(seen: Seen, choice: budget.Choice, rows: int) -> str:
@@ -117,7 +136,10 @@ def _look(source: Path, files: Sequence[str]) -> Seen:
     for number, place in enumerate(files):
         try:
             # Read as the stage reads it: a pipe, or a device, would never end.
-            with Image.open(io.BytesIO(Source(source).read(place))) as file:
+            payload = Source(source).read(place)
+            if not payload:
+                raise DecodeError("an empty file")
+            with Image.open(io.BytesIO(payload)) as file:
                 turned = file.getexif().get(0x0112) in ROTATED
                 sizes.append((file.width, file.height) if turned else (file.height, file.width))
                 if grey and number % every == 0:
@@ -130,7 +152,11 @@ def _look(source: Path, files: Sequence[str]) -> Seen:
     ratios = np.array([w / h for h, w in sizes]) / (wide / tall)
     lost = float(np.percentile(1 - np.minimum(ratios, 1 / ratios), 90))
     one_size = Counter(sizes).most_common(1)[0][1] >= 0.95 * len(sizes)
-    told = f"cannot be opened, mend or remove: {mistakes[0]}" if mistakes else ""
+    told = (
+        f"the preparation will refuse what cannot be opened, mend or remove: {mistakes[0]}"
+        if mistakes
+        else ""
+    )
     if len(mistakes) > 1:
         told += f", and {len(mistakes) - 1} more of {len(files)} looked at"
     return Seen((tall, wide), one_size, grey, lost, (told,) if told else ())

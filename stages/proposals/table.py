@@ -192,7 +192,7 @@ def _choose(table: Table, hints: Hints) -> Chosen:
 
 
 def _likely(table: Table) -> tuple[str, str]:
-    """The column that is named like a target, else the last one that can be learnt."""
+    """The column that is named like a target, else the last one without gaps that can be learnt."""
     useful = [c for c in table.columns if tables.useless(c) is None]
     if len(useful) < 2:
         raise DataError(f"{table.path}: no two columns that tell anything; name one with --target")
@@ -200,7 +200,13 @@ def _likely(table: Table) -> tuple[str, str]:
         for column in useful:
             if re.fullmatch(rf"(.*[_ ])?{likely}", column.name, re.IGNORECASE):
                 return column.name, "named like a target"
-    return useful[-1].name, "the last column that tells anything"
+    whole = [c.name for c in useful if (c.codes >= 0).all()]
+    if not whole:
+        raise DataError(
+            f"{table.path}: every column has gaps, and a target has none; fill or remove its rows, and "
+            f"name it with --target ({', '.join(c.name for c in useful)})"
+        )
+    return whole[-1], "the last column that tells anything and has no gaps"
 
 
 def _texts(table: Table) -> bool:

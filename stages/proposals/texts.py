@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from pipeline.config import ConfigError, suggestion
 from pipeline.data import texts
+from pipeline.data.table import DATE
 from pipeline.dataset import DataError, counted
 from stages.proposals import (
     CLASSIFIED,
@@ -54,7 +56,7 @@ def propose(source: Path, hints: Hints) -> Proposal | None:
     encoding, quoting = _form(source)
     settings = {"name": "texts", "path": str(source), "encoding": encoding, "quoting": quoting}
     table = texts.read(source, texts.Config(**settings))
-    text, label = _columns(table, hints)
+    text, label, others = _columns(table, hints)
     config = texts.Config(**settings, text=text, label=label)
     found, labels = texts.sort_out(table, config)
     if label in labels and len(text.split()) >= MIN_WORDS:
@@ -97,7 +99,9 @@ def propose(source: Path, hints: Hints) -> Proposal | None:
             f"{len(found)} texts in the column {text!r} (--text COLUMN chooses another), usually of "
             f"{round(float(np.median(words)))} words; {encoding}"
             + ("" if quoting else ", quotes are text"),
-            f"{len(counts)} labels in the column {label!r} (--target COLUMN): "
+            f"{len(counts)} labels in the column {label!r} (--target COLUMN"
+            + (f", such as {', '.join(others)}" if others else "")
+            + "): "
             + ", ".join(f"{name} {count}" for name, count in counts.most_common(6))
             + (", ..." if len(counts) > 6 else ""),
             f"network recurrent (gru), {counted(epochs, 'epoch')}, the first {longest} tokens of each "
@@ -154,8 +158,11 @@ def _form(source: Path) -> tuple[str, bool]:
     raise error
 
 
-def _columns(table: texts.Table, hints: Hints) -> tuple[str, str]:
-    """The column of the longest texts, and the one of labels. Raises `ConfigError`, `DataError`."""
+def _columns(table: texts.Table, hints: Hints) -> tuple[str, str, list[str]]:
+    """The column of the longest texts, the one of labels, and others that could be.
+
+    By its name, else the one of fewest labels. Raises `ConfigError`, `DataError`.
+    """
     for option, name in (("--text", hints.text), ("--target", hints.target)):
         if name is not None and name not in table.columns:
             raise ConfigError(
@@ -173,16 +180,19 @@ def _columns(table: texts.Table, hints: Hints) -> tuple[str, str]:
     few = [
         name
         for name, column in cells.items()
-        if name != text and len(set(column)) <= min(MOST_LABELS, len(column) // 3)
+        if name != text
+        and 1 < len(set(column)) <= min(MOST_LABELS, len(column) // 3)
+        and not all(re.match(DATE, cell.strip()) for cell in column)
     ]
     named = [name for likely in LABELS for name in few if likely in name.lower()]
-    label = hints.target or next(iter([*named, *few[::-1]]), None)
+    fewest = sorted(few, key=lambda name: len(set(cells[name])))
+    label = hints.target or next(iter([*named, *fewest]), None)
     if label is None:
         raise DataError(
             f"no column holds labels (at most {MOST_LABELS} different ones); name it with --target "
             f"({', '.join(table.columns)})"
         )
-    return text, label
+    return text, label, [name for name in fewest if name != label]
 
 
 MODEL = {

@@ -43,10 +43,26 @@ def test_an_interval_follows_from_its_rows_alone():
     assert (high - low) / 2 == pytest.approx(1.96 * np.sqrt(0.09 / 300), rel=0.25)
 
 
+@pytest.mark.parametrize(("right", "expected"), [(1.0, (0.9591, 1.0)), (0.0, (0.0, 0.0409))])
+def test_all_right_is_no_certainty(right, expected):
+    """Ninety of ninety: every draw is all right, other rows need not be (Wilson's interval)."""
+    answers, target = answered(90, right)
+    found = intervals(score, answers, target, counting={"accuracy"})["accuracy"]
+    assert found == pytest.approx(expected, abs=1e-4)
+
+
+def test_few_rows_are_drawn_often_enough():
+    """36 of 66 right: with 300 draws the ends were off by two rows."""
+    right = np.arange(66) < 36
+    answers = {"probabilities": np.where(right[:, None], [[0.9, 0.1]], [[0.1, 0.9]])}
+    ends = [intervals(score, answers, np.zeros(66, int), seed=n)["accuracy"] for n in range(5)]
+    assert np.ptp(ends, axis=0).max() <= 1 / 66 + 1e-3
+
+
 def test_draws_of_fewer_rows_give_the_same_width(monkeypatch):
     answers, target = answered(4000, 0.9)
     low, high = intervals(score, answers, target)["accuracy"]
-    monkeypatch.setattr(module, "MOST_VALUES", 300 * 2 * 400)
+    monkeypatch.setattr(module, "MOST_VALUES", module.FEWEST_DRAWS * 2 * 400)
     fewer = intervals(score, answers, target)["accuracy"]
     assert fewer[1] - fewer[0] == pytest.approx(high - low, rel=0.3)
     assert fewer[0] < score(answers, target)["accuracy"] < fewer[1]

@@ -135,10 +135,52 @@ def test_a_few_that_cannot_be_opened_are_named_and_one_is_one(folder: Path) -> N
     classes(folder / "set", count=9)
     (folder / "set" / "a" / "torn.png").write_bytes(b"no")
     (folder / "set" / "notes.txt").write_text("x")
+    (folder / "set" / "a" / "none.png").touch()
+    (folder / "set" / "b" / "scan.tiff").write_bytes(b"II")
     done = init("set")
-    assert done.exit_code == 0 and "1 file ignored: 1 .txt" in done.output
+    assert done.exit_code == 0 and "2 files ignored: 1 .tiff, 1 .txt" in done.output
     assert "at most 1 minute on" in done.output
-    assert "cannot be opened, mend or remove: set/a/torn.png: " in done.output
+    assert "20 pictures of 2 classes: a 11, b 9; " in done.output
+    warned = [line for line in done.output.splitlines() if line.startswith("  warning: ")]
+    assert "not read; convert them: 1 .tiff" in warned[0]
+    assert "mend or remove: set/a/none.png: an empty file, and 1 more of 20" in warned[1]
+
+
+def test_data_elsewhere_is_said_to_stay_there(folder: Path, tmp_path_factory: Any) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "pets"
+    classes(elsewhere)
+    assert "lies outside the project: this works here alone" in init(str(elsewhere)).output
+
+
+def test_a_set_whose_name_is_mistyped_is_no_class(folder: Path) -> None:
+    classes(folder / "set" / "trian")
+    classes(folder / "set" / "test", seed=500)
+    done = init("set")
+    assert done.exit_code == 1 and "trian/: beside test/, did you mean 'train'?" in done.stderr
+
+
+def test_a_class_may_be_called_as_a_set_is(folder: Path) -> None:
+    classes(folder / "set")
+    (folder / "set" / "a").rename(folder / "set" / "train")
+    assert init("set").exit_code == 0
+
+
+def test_dates_are_no_labels_and_few_labels_go_first(folder: Path) -> None:
+    rows = [
+        f"a note of some words {n},{('gut', 'schlecht')[n % 2]},room {n % 5},2024-01-0{1 + n % 4}"
+        for n in range(60)
+    ]
+    Path("notes.csv").write_text("\n".join(["Kommentar,Stimmung,Ort,Tag", *rows]))
+    done = init("notes.csv", "--text", "Kommentar")
+    assert done.exit_code == 0, done.output
+    assert "2 labels in the column 'Stimmung' (--target COLUMN, such as Ort)" in done.output
+
+
+def test_a_column_with_gaps_is_not_taken_for_the_target(folder: Path) -> None:
+    rows = [f"{n % 9},{n * 1.5},{'old' if n % 3 else ''}" for n in range(60)]
+    Path("flats.csv").write_text("\n".join(["rooms,rent,band", *rows]))
+    done = init("flats.csv")
+    assert done.exit_code == 0 and "target rent: the last column" in done.output, done.output
 
 
 def test_idx_files_become_an_experiment(folder: Path) -> None:
