@@ -130,7 +130,8 @@ class Round:
     def check_answers(self) -> None:
         """What holds however busy the machine is."""
         outcome = self.outcome
-        assert outcome.wrong == outcome.lost == outcome.unanswered == 0 and not outcome.errors
+        assert outcome.wrong == outcome.lost == outcome.unanswered == 0, outcome.told()
+        assert not outcome.errors, outcome.errors
         assert set(outcome.statuses) <= {200, 503, 504}
         assert self.refused
         assert all(retry and int(retry) >= 1 for _, _, retry, _ in self.refused)
