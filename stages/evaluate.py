@@ -48,7 +48,7 @@ def command(experiment: Experiment, layout: Layout) -> None:
         lambda some, target: task.scores(some, target, experiment.metrics),
         answers,
         rows.target,
-        counting={name for name in experiment.metrics if METRICS[name].agreement == "equal"},
+        counting={name for name, metric in METRICS.items() if metric.agreement == "equal"},
     )
     write_atomically(layout.metrics, canonical_json(report(scores, spread)))
 
