@@ -133,19 +133,20 @@ def _look(source: Path, files: Sequence[str]) -> Seen:
 
     sizes, grey, mistakes = [], True, []
     every = max(1, len(files) // COLOURS_OF)
-    for number, place in enumerate(files):
-        try:
-            # Read as the stage reads it: a pipe, or a device, would never end.
-            payload = Source(source).read(place)
-            if not payload:
-                raise DecodeError("an empty file")
-            with Image.open(io.BytesIO(payload)) as file:
-                turned = file.getexif().get(0x0112) in ROTATED
-                sizes.append((file.width, file.height) if turned else (file.height, file.width))
-                if grey and number % every == 0:
-                    grey = _is_grey(file)
-        except Exception as error:  # Pillow raises whatever a damaged file makes it raise
-            mistakes.append(f"{source / place}: {error}")
+    with Source(source).opened() as read:
+        for number, place in enumerate(files):
+            try:
+                # Read as the stage reads it: a pipe, or a device, would never end.
+                payload = read(place)
+                if not payload:
+                    raise DecodeError("an empty file")
+                with Image.open(io.BytesIO(payload)) as file:
+                    turned = file.getexif().get(0x0112) in ROTATED
+                    sizes.append((file.width, file.height) if turned else (file.height, file.width))
+                    if grey and number % every == 0:
+                        grey = _is_grey(file)
+            except Exception as error:  # Pillow raises whatever a damaged file makes it raise
+                mistakes.append(f"{source / place}: {error}")
     if not sizes:
         raise listed(mistakes, "pictures that cannot be opened")
     tall, wide = np.median(np.array(sizes), axis=0).round().astype(int).tolist()
